@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from featurestore_registry.lineage.graph import Graph, Lineage
 
-from featurestore.errors import InputError, NotFoundError, RecordNotFoundError
+from featurestore.errors import FeatureStoreError, InputError, NotFoundError, RecordNotFoundError
+from featurestore.registered.records import KINDS
 from featurestore.workspace import Readers
 
 
@@ -16,5 +19,18 @@ def lineage_of(workspace: Readers, name: str, *, up: int | None, down: int | Non
     try:
         start = graph.find(name)
     except RecordNotFoundError as error:
-        raise NotFoundError(error.message, hint=error.hint, **error.details) from None
+        hint = _to_apply(workspace, name) or error.hint
+        raise NotFoundError(error.message, hint=hint, **error.details) from None
     return graph.lineage([start], up=up, down=down, columns=columns)
+
+
+def _to_apply(workspace: Readers, name: str) -> str:
+    """Return what to do where a name is not applied yet; empty where that is not why it is unknown."""
+    if not workspace.snapshot().definitions:
+        return "Lineage is of what is applied, and nothing is yet: run `fs apply`."
+    before, _, after = name.partition(":")
+    asked, found = {name, after if before in KINDS else before, name.partition(".")[0]}, set[str]()
+    with suppress(FeatureStoreError):  # code that does not load is not what was asked for
+        found = {each.name for each in workspace.code} & asked
+    known = {each.name for each in workspace.snapshot().definitions.values()}
+    return f"{min(new)!r} is in the feature repo, but not applied: run `fs apply`." if (new := found - known) else ""

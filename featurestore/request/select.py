@@ -43,7 +43,7 @@ def select(sql: str, workspace: Readers, snapshot: Snapshot, what: str) -> pa.Ta
         if table not in known:
             raise EntityFrameError(
                 f"The SQL of {what} reads {table!r}, which is not a source or view of the project.",
-                hint=did_you_mean(table, known),
+                hint=_files_hint(table) or did_you_mean(table, known),
                 table=table,
             )
     sources, views = dict[str, ParquetSource](), dict[str, tuple[FeatureView, list[str]]]()
@@ -56,4 +56,29 @@ def select(sql: str, workspace: Readers, snapshot: Snapshot, what: str) -> pa.Ta
             files = () if version is None else version.files
             workspace.offline.verify(files)
             views[table] = found, [file.path for file in files]
-    return workspace.engine.queries.query(sql, sources, views, what=what)
+    try:
+        return workspace.engine.queries.query(sql, sources, views, what=what)
+    except EntityFrameError as error:
+        computed = ((view, name) for view, _ in views.values() for name in _windows(view))
+        for view, name in computed:
+            if name.lower() == str(error.details.get("column", "")).lower():
+                raise EntityFrameError(
+                    f"The SQL of {what} reads {name!r}, a window of view {view.name!r}, which stores events: a window "
+                    "is computed for each row of an entity frame.",
+                    hint=f"Ask for it in a training set: `get_historical_features(frame, ['{view.name}:{name}'])`. SQL "
+                    f"reads {', '.join(field.name for field in view.stored)} of {view.name}.",
+                    column=name,
+                ) from None
+        raise
+
+
+def _windows(view: FeatureView) -> list[str]:
+    stored = {field.name for field in view.stored}
+    return [field.name for field in view.features if field.name not in stored]
+
+
+def _files_hint(table: str) -> str:
+    """Return what to do where a query reads files by their path."""
+    if not re.search(r"[/\\*]|\.(parquet|csv|json)$", table):
+        return ""
+    return "A query reads sources and views by name. Pass the path itself, or declare a ParquetSource and query that."

@@ -63,3 +63,22 @@ def test_a_view_is_tried_out_before_it_is_applied(store: FeatureStore) -> None:
     assert as_applied.notna().any()
     pd.testing.assert_series_equal(found, as_applied * 100)
     assert store.plan().steps == ()
+
+
+def test_lineage_of_what_is_not_applied_leads_to_apply(store: FeatureStore) -> None:
+    def hint(name: str) -> str:
+        with pytest.raises(NotFoundError) as caught:
+            store.lineage(name)
+        return caught.value.hint or ""
+
+    assert hint("driver_stats") == "Lineage is of what is applied, and nothing is yet: run `fs apply`."
+    store.apply(
+        [each for each in store.workspace.code if each.name in ("driver", "driver_stats", "driver_stats_source")]
+    )
+    for name in ("driver_recent", "driver_recent:trips_sum_1d", "feature_view:driver_recent"):
+        assert hint(name) == "'driver_recent' is in the feature repo, but not applied: run `fs apply`."
+    assert hint("driver_stat") == "Did you mean 'driver_stats'?"
+    assert "trips" in hint("driver_stats:trip")
+    (store.root / "features.py").write_text("import nowhere\n")
+    with FeatureStore(store.root) as broken, pytest.raises(NotFoundError, match="Nothing is called 'driver_recent'"):
+        broken.lineage("driver_recent")

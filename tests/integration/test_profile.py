@@ -156,6 +156,18 @@ def test_files_and_frames_need_no_project(
         ("trip_length", InputError, "'trip_length' computes its features"),
         ("SELECT gone FROM driver_stats_source", EntityFrameError, "The SQL of the profile fails: .*gone"),
         ("SELECT * FROM elsewhere", EntityFrameError, "'elsewhere'"),
+        ("SELECT * FROM 'data/x.parquet'", EntityFrameError, "'data/x.parquet'.*Pass the path itself"),
+        (
+            "SELECT trip FROM driver_stats_source",
+            EntityFrameError,
+            "The SQL of the profile fails.*Did you mean 'trips'",
+        ),
+        (
+            "SELECT trips_sum_1d FROM driver_recent",
+            EntityFrameError,
+            "'trips_sum_1d', a window of view 'driver_recent'.*'driver_recent:trips_sum_1d'.*reads trips of",
+        ),
+        ("SELECT d.Trips_Sum_1d FROM driver_recent d", EntityFrameError, "'trips_sum_1d', a window of"),
         ("SELECT * FROM read_parquet('x.parquet')", EntityFrameError, "The profile"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -58,8 +59,7 @@ class DuckQueries(Queries):
                 ) as error:
                     if is_fault_of_data(error):
                         raise
-                    reason = str(error).strip()
-                    raise EntityFrameError(f"The SQL of {what} fails: {reason}", hint="Correct it.") from None
+                    raise _query_error(error, what) from None
 
     @override
     def span(
@@ -79,6 +79,19 @@ class DuckQueries(Queries):
                 yield from stream(connection, sql, batch_rows, schema)
 
         return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def _query_error(error: duckdb.Error, what: str) -> EntityFrameError:
+    """Return DuckDB's error as a caller's; a column that it does not find is in the details."""
+    reason, _, candidates = str(error).strip().partition("\nCandidate bindings: ")
+    candidates, _, where = candidates.partition("\n")
+    names = re.findall(r'"((?:[^"]|"")+)"', candidates)
+    missing = re.search(r'(?:Referenced column|have a column named) "((?:[^"]|"")+)"', reason)
+    return EntityFrameError(
+        f"The SQL of {what} fails: {reason}{where and chr(10) + where}",
+        hint=f"Did you mean {' or '.join(map(repr, names))}?" if names else "Correct it.",
+        **({} if missing is None else {"column": missing[1]}),
+    )
 
 
 def _newest_versions(
