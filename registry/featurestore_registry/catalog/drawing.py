@@ -14,7 +14,7 @@ from featurestore_registry.documents import QUANTILES, BinsDocument, ColumnStati
 BARS = 24
 SMALL = {"width": 96, "height": 22}
 """Of a histogram in a table."""
-_TIMES = ("Timestamp", "Date")
+TIMES = ("Timestamp", "Date")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,9 @@ def histogram(column: ColumnStatistics, bins: BinsDocument | None, *, width: int
     if len(bins.edges) < 2:
         return _named_bars(column, bins, width, height)
     pairs = zip(bins.points, column.at_points, strict=True) if len(bins.points) == len(column.at_points) else ()
-    single, in_bins = [(place, count) for each, count in pairs if (place := _place(each)) is not None], column.in_bins
+    single, in_bins = [(place, count) for each, count in pairs if (place := place_of(each)) is not None], column.in_bins
     if column.distinct is not None and 1 < column.distinct <= len(column.top):  # all are known: none is spread
-        single, in_bins = [(place, count) for each, count in column.top if (place := _place(each)) is not None], ()
+        single, in_bins = [(place, count) for each, count in column.top if (place := place_of(each)) is not None], ()
     low, high = _range(column, bins, [place for place, _ in single])
     step = (high - low) / BARS
     spread, points = [0.0] * BARS, [0.0] * BARS
@@ -74,7 +74,7 @@ def histogram(column: ColumnStatistics, bins: BinsDocument | None, *, width: int
         if low <= place <= high:
             points[min(int((place - low) / step), BARS - 1)] += count
     most = max(a + b for a, b in zip(spread, points, strict=True)) or 1.0
-    show = _as_time if column.type in _TIMES else number
+    show = _as_time if column.type in TIMES else number
     return Bars(
         width,
         height,
@@ -107,7 +107,7 @@ def _named_bars(column: ColumnStatistics, bins: BinsDocument, width: int, height
 
 def _range(column: ColumnStatistics, bins: BinsDocument, places: Sequence[float]) -> tuple[float, float]:
     low, high = min(bins.edges[0], *places, bins.edges[-1]), max(bins.edges[-1], *places, bins.edges[0])
-    found = [_place(value) for value in column.quantiles]
+    found = [place_of(value) for value in column.quantiles]
     if len(found) == len(QUANTILES) and found[0] is not None and found[-1] is not None and found[0] < found[-1]:
         low, high = max(low, found[0]), min(high, found[-1])
     return (low, high) if low < high else (bins.edges[0], bins.edges[-1] + (bins.edges[0] == bins.edges[-1]))
@@ -221,11 +221,17 @@ def spans(lengths_us: Sequence[int | None], *, width: int) -> tuple[list[Span], 
 
 
 def value(scalar: Scalar) -> str:
-    """Return a value of a column as a page shows it."""
-    return number(scalar)
+    """Return a value of a column as a page shows it; a text of which nothing is seen in quotes."""
+    return f'"{scalar}"' if isinstance(scalar, str) and not scalar.strip() else number(scalar)
 
 
-def _place(scalar: Scalar) -> float | None:
+def short(scalar: Scalar, kind: str) -> str:
+    """Return a value for a narrow place: of an instant the minute, or the day where that is all."""
+    place = place_of(scalar) if kind in TIMES and isinstance(scalar, str) else None
+    return value(scalar) if place is None else instant(int(place))[:16].removesuffix(" 00:00")
+
+
+def place_of(scalar: Scalar) -> float | None:
     """Return where a value lies on an axis: a number, or an instant in UTC microseconds."""
     if isinstance(scalar, bool) or scalar is None:
         return None

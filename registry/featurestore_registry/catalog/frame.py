@@ -83,7 +83,7 @@ def _environment() -> jinja2.Environment:
     names = ("age", "ago", "brief", "counted", "duration", "instant", "kind_name", "number", "share", "took")
     made.filters.update({name: getattr(words, name) for name in names})
     made.filters.update(us=words.to_us, pretty=_pretty, dedent=_dedented)
-    made.filters["value"] = drawing.value
+    made.filters.update(value=drawing.value, short=drawing.short, of_nulls=words.of_nulls)
     made.globals.update(labels=LABELS, nav_links=nav_links)
     return made
 

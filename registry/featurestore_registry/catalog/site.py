@@ -13,7 +13,7 @@ from featurestore_registry.catalog.history import History, read_history
 from featurestore_registry.catalog.named import Named, read_named
 from featurestore_registry.catalog.project import Project
 from featurestore_registry.catalog.search import Index, entries_of
-from featurestore_registry.catalog.statistics import Shares, all_shares
+from featurestore_registry.catalog.statistics import Figures, Shares, figures_of
 from featurestore_registry.catalog.words import to_us
 from featurestore_registry.interface import RegistryReader
 from featurestore_registry.lineage.graph import Graph
@@ -68,7 +68,7 @@ class Site:
         self._activities = Newest[Mapping[str, ViewActivity]]()
         self._named = Newest[Named](most=4)
         self._lineages = Newest[Graph](most=4)
-        self._shares = Newest[Mapping[tuple[str, str], Shares]](most=4)
+        self._figures = Newest[Figures](most=4)
         self._summaries = Newest[Summary](most=MOST_SUMMARIES)
 
     def summary(self, name: str) -> tuple[Summary, State] | None:
@@ -140,4 +140,5 @@ class Site:
 
     def shares(self, project: Project, state: State) -> Mapping[tuple[str, str], Shares]:
         """Return the figures of all features, for who may read statistics."""
-        return self._shares.get(project.name, state.ledger, lambda _: all_shares(self.registry.ledger, project.name))
+        name, ledger = project.name, self.registry.ledger
+        return self._figures.get(name, state.ledger, lambda known: figures_of(ledger, name, known)).shares

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from featurestore_registry.catalog.named import SavedSet
-from featurestore_registry.catalog.reading import read, read_all
+from featurestore_registry.catalog.reading import read
+from featurestore_registry.catalog.sums import Sum, distinct_of, sum_of
 from featurestore_registry.documents import (
     EDGES,
     STATISTICS,
@@ -17,6 +18,7 @@ from featurestore_registry.documents import (
     StatisticsDocument,
 )
 from featurestore_registry.interface import LedgerReader
+from featurestore_registry.records import LedgerEntry
 
 MOST_RUNS = 30
 """At most so many of the newest runs make a line."""
@@ -35,6 +37,23 @@ class Profile:
     bins: Mapping[tuple[str, int], BinsDocument]
     """By column and version."""
 
+    def sum_of(self, name: str, in_set: InSet | None = None) -> Sum | None:
+        """Return a column over all runs that counted it; where none did, as a training set holds it."""
+        found = [
+            (document, column)
+            for document in self.documents
+            if document.rows and (column := column_of(document, name)) is not None
+        ]
+        if not found and in_set is not None:
+            found = [(in_set.document, in_set.column)]
+        return sum_of(found, self.bins.get((name, found[0][1].bins or 0)) if found else None)
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """The rows of all runs that are read here, and the number of these runs."""
+        found = [document.rows for document in self.documents if document.rows]
+        return sum(found), len(found)
+
     @property
     def newest(self) -> StatisticsDocument | None:
         """The newest statistics of rows: a run that appended none tells nothing."""
@@ -52,10 +71,13 @@ def column_of(document: StatisticsDocument, name: str) -> ColumnStatistics | Non
 
 def profile_of(ledger: LedgerReader, project: str, key: str, *, columns: int = 1, runs: int = 1) -> Profile:
     """Return the statistics under a key (``{view}.{generation}``), of at most so many runs."""
+    return Profile(_documents(ledger, project, key, columns, runs), bins_of(ledger, project, key))
+
+
+def _documents(ledger: LedgerReader, project: str, key: str, columns: int, runs: int) -> list[StatisticsDocument]:
     most = max(min(runs, MOST_RUNS, _MOST_COLUMNS // max(columns, 1)), 1)
     found = (read(entry, StatisticsDocument) for entry in ledger.scan(project, STATISTICS, key=key, limit=most))
-    documents = [document for document in found if document is not None]
-    return Profile(documents, bins_of(ledger, project, key))
+    return [document for document in found if document is not None]
 
 
 def bins_of(ledger: LedgerReader, project: str, key: str) -> dict[tuple[str, int], BinsDocument]:
@@ -108,21 +130,56 @@ class Shares:
 
     rows: int
     nulls: int
+    not_finite: int
     distinct: int | None
+    """The greatest of a run."""
 
 
-def all_shares(ledger: LedgerReader, project: str) -> dict[tuple[str, str], Shares]:
-    """Return the newest figures by key (``{view}.{generation}``) and feature, of a whole project: one read.
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The figures of all features of a project."""
 
-    Of features that no run counts, windowed and on-demand ones, those of the newest training set that holds them.
-    """
+    by_key: Mapping[str, tuple[int, Mapping[tuple[str, str], Shares]]]
+    """By key of statistics the newest entry's version, and what all of its runs say."""
+    shares: Mapping[tuple[str, str], Shares]
+    """By key (``{view}.{generation}``) and feature. Of features that no run counts, windowed and on-demand ones, those
+    of the newest training set that holds them."""
+
+
+def figures_of(ledger: LedgerReader, project: str, before: Figures | None = None) -> Figures:
+    """Return the figures over all runs; what has not changed since ``before`` is not read again."""
+    by_key = dict[str, tuple[int, Mapping[tuple[str, str], Shares]]]()
+    known = before.by_key if before is not None else {}
     of_runs, of_sets = dict[tuple[str, str], Shares](), dict[tuple[str, str], Shares]()
-    documents = read_all(ledger.scan(project, STATISTICS), StatisticsDocument)
-    for key, document in sorted(documents.items(), key=lambda each: each[1].made_us):
-        for column in document.columns:
-            shares = Shares(column.rows, column.nulls, column.distinct)
-            if key.startswith(f"{TRAINING_SET}:"):
-                of_sets[feature_of(column)] = shares
-            else:
-                of_runs[key, column.name] = shares
-    return of_sets | of_runs
+    for entry in sorted(ledger.scan(project, STATISTICS), key=lambda entry: entry.written_at):
+        found = known.get(entry.key)
+        if found is None or found[0] != entry.version:
+            found = entry.version, _shares(ledger, project, entry)
+        by_key[entry.key] = found
+        (of_sets if entry.key.startswith(f"{TRAINING_SET}:") else of_runs).update(found[1])
+    return Figures(by_key, of_sets | of_runs)
+
+
+def _shares(ledger: LedgerReader, project: str, entry: LedgerEntry) -> dict[tuple[str, str], Shares]:
+    """Return the figures of a training set, or of a view's runs, whose newest entry is given."""
+    newest = read(entry, StatisticsDocument)
+    if entry.key.startswith(f"{TRAINING_SET}:"):
+        return {feature_of(each): _added([each]) for each in (newest.columns if newest else ())}
+    documents = [newest] if newest is not None else []
+    if entry.version > 1:
+        documents = _documents(ledger, project, entry.key, len(newest.columns) if newest else 1, MOST_RUNS)
+    found: dict[str, list[ColumnStatistics]] = {}
+    for document in documents:
+        for column in document.columns if document.rows else ():
+            found.setdefault(column.name, []).append(column)
+    return {(entry.key, name): _added(columns) for name, columns in found.items()}
+
+
+def _added(columns: Sequence[ColumnStatistics]) -> Shares:
+    same = [column for column in columns if column.type == columns[0].type]
+    return Shares(
+        sum(column.rows for column in same),
+        sum(column.nulls for column in same),
+        sum(column.not_finite for column in same),
+        distinct_of(same),
+    )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from featurestore_registry.auth import Role
 from featurestore_registry.catalog.activity import generation_of
 from featurestore_registry.catalog.asking import Ask, NotThere
-from featurestore_registry.catalog.drawing import Line, histogram, line
+from featurestore_registry.catalog.drawing import Line, histogram, line, value
 from featurestore_registry.catalog.frame import Page
-from featurestore_registry.catalog.pages.shared import about, columns_of, join_keys, parts_read
+from featurestore_registry.catalog.pages.shared import about, columns_of, join_keys, parts_read, why_hidden
 from featurestore_registry.catalog.project import ON_DEMAND, SERVICE, features_of
 from featurestore_registry.catalog.reading import facts
 from featurestore_registry.catalog.statistics import MOST_RUNS, Profile, column_of, in_training_sets, profile_of
+from featurestore_registry.catalog.sums import Sum
 from featurestore_registry.catalog.usage import usage
 from featurestore_registry.catalog.windows import windows_of
-from featurestore_registry.catalog.words import instant, kind_name
-from featurestore_registry.documents import QUANTILES
+from featurestore_registry.catalog.words import instant, kind_name, number, share
+from featurestore_registry.documents import QUANTILES, ColumnStatistics
 from featurestore_registry.records import Document, Record
 
 _WIDTH, _HEIGHT = 460, 84
@@ -53,21 +56,48 @@ def _statistics(ask: Ask, record: Record, name: str, columns: int) -> dict[str, 
     generation = 0 if record.kind == ON_DEMAND else generation_of(record.document)
     key = f"{record.name}.{generation}"
     profile = profile_of(ask.ledger, ask.project.name, key, columns=columns, runs=MOST_RUNS)
-    column, document, training_set = profile.column(name), profile.newest, ""
-    if column is None:
+    found, training_set = profile.sum_of(name), ""
+    if found is None:
         saved = ask.site.named(ask.project, ask.state).sets
         other = in_training_sets(ask.ledger, ask.project.name, saved, key, [name]).get(name)
         if other is not None:
-            column, document, training_set = other.column, other.document, other.training_set
+            found, training_set = profile.sum_of(name, other), other.training_set
+    column = None if found is None else found.column
     bins = None if column is None else profile.bins.get((name, column.bins or 0))
     return {
         "profile": profile,
         "column": column,
-        "document": document,
+        "sum": found,
+        "most_runs": len(profile.documents) >= MOST_RUNS,
         "training_set": training_set,
+        "hidden": "" if column is None else why_hidden(ask, record, column),
+        "compared": [] if found is None else _compared(found),
         "bars": None if column is None else histogram(column, bins, width=_WIDTH, height=_HEIGHT),
         "lines": _lines(profile, name),
     }
+
+
+def _compared(found: Sum) -> list[tuple[str, str, str]]:
+    """Return figures over all runs and of the last one, each with its name."""
+    pairs = (found.column, found.last)
+
+    def of(label: str, say: Callable[[ColumnStatistics], str]) -> tuple[str, str, str]:
+        return label, say(pairs[0]), say(pairs[1])
+
+    made = [
+        of("Rows", lambda column: number(column.rows)),
+        of("Nulls", lambda column: share(column.nulls, column.rows)),
+        of("Distinct" if found.runs == 1 else "Distinct, of one run at most", lambda column: number(column.distinct)),
+    ]
+    if found.column.not_finite:
+        made.append(of("NaN and infinite", lambda column: share(column.not_finite, column.rows)))
+    if found.column.minimum is not None:
+        made.append(of("Least", lambda column: value(column.minimum)))
+        made.append(of("Greatest", lambda column: value(column.maximum)))
+    if found.column.mean is not None:
+        made.append(of("Mean", lambda column: number(column.mean)))
+        made.append(of("Standard deviation", lambda column: number(column.deviation)))
+    return made
 
 
 def _lines(profile: Profile, name: str) -> list[tuple[str, Line]]:

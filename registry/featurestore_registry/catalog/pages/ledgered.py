@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from featurestore_registry.auth import Role
 from featurestore_registry.catalog.asking import Ask, NotThere
 from featurestore_registry.catalog.drawing import SMALL, Bars, histogram
 from featurestore_registry.catalog.frame import Page
 from featurestore_registry.catalog.named import SavedSet
+from featurestore_registry.catalog.pages.shared import why_hidden
 from featurestore_registry.catalog.project import ON_DEMAND, SERVICE, VIEW
 from featurestore_registry.catalog.statistics import bins_of, feature_of, profile_of
 from featurestore_registry.documents import CONSUMER, TRAINING_SET, ColumnStatistics, ConsumerDocument
+from featurestore_registry.records import Record
 
 PER_PAGE = 50
 REASONS = {
@@ -85,8 +88,8 @@ def training_set(ask: Ask, name: str) -> Page:
     )
 
 
-def _drawn(ask: Ask, columns: Sequence[ColumnStatistics]) -> list[tuple[ColumnStatistics, Bars | None, str]]:
-    """Return columns with their histograms, and the address of the page of each one's feature."""
+def _drawn(ask: Ask, columns: Sequence[ColumnStatistics]) -> list[tuple[ColumnStatistics, Bars | None, str, str]]:
+    """Return columns with their histograms, the address of the page of each one's feature, why values are hidden."""
     bins = {
         key: bins_of(ask.ledger, ask.project.name, key) for key in {feature_of(column)[0] for column in columns} if key
     }
@@ -99,9 +102,20 @@ def _drawn(ask: Ask, columns: Sequence[ColumnStatistics]) -> list[tuple[ColumnSt
         is_there = record is not None and any(field.name == name for field in record.fields)
         found = bins.get(key, {}).get((name, column.bins or 0))
         made.append(
-            (column, histogram(column, found, **SMALL), ask.at("feature", kind, view, name) if is_there else "")
+            (
+                column,
+                histogram(column, found, **SMALL),
+                ask.at("feature", kind, view, name) if is_there else "",
+                _why_hidden(ask, record, column, name),
+            )
         )
     return made
+
+
+def _why_hidden(ask: Ask, record: Record | None, column: ColumnStatistics, name: str) -> str:
+    if record is None:
+        return "a join key" if column.role == "key" else "personal, or an entity's key"
+    return why_hidden(ask, record, replace(column, name=name))
 
 
 def consumer_list(ask: Ask) -> Page:

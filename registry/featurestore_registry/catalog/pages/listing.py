@@ -73,7 +73,11 @@ def _row(feature: Feature, activity: Mapping[str, ViewActivity], shares: Mapping
 
 
 def _nulls(row: Row) -> float | None:
-    return None if row.shares is None or not row.shares.rows else row.shares.nulls / row.shares.rows
+    return (
+        None
+        if row.shares is None or not row.shares.rows
+        else (row.shares.nulls + row.shares.not_finite) / row.shares.rows
+    )
 
 
 _KEYS: Mapping[str, Callable[[Row], Any]] = {

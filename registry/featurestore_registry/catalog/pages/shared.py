@@ -10,7 +10,8 @@ from featurestore_registry.catalog.asking import Ask
 from featurestore_registry.catalog.pages.changes import changed_by
 from featurestore_registry.catalog.project import ENTITY, ON_DEMAND, VIEW
 from featurestore_registry.catalog.reading import facts
-from featurestore_registry.records import Document, Record
+from featurestore_registry.documents import ColumnStatistics
+from featurestore_registry.records import Document, Record, RecordField
 
 SHOWN_CHANGES = 3
 """Of a definition's changes the newest are on its page."""
@@ -32,6 +33,26 @@ def join_keys(ask: Ask, record: Record) -> dict[str, str]:
     names = facts(record.document, lambda told: [str(name) for name in told["entities"]]) or []
     entities = [entity for name in names if (entity := ask.project.find(ENTITY, name)) is not None]
     return {field.name: field.type for entity in entities for field in entity.fields}
+
+
+def why_hidden(ask: Ask, record: Record, column: ColumnStatistics) -> str:
+    """Return why no value of a view's column shows; empty where they do."""
+    if not column.is_hidden:
+        return ""
+    if column.role == "key":
+        return "a join key"
+    fields = {field.name: field for field in record.fields}
+    if column.name in fields and _is_personal(fields[column.name]):
+        return "tagged personal"
+    if record.kind != ON_DEMAND:
+        return "the id of events" if record.document.get("event_id") == column.name else "made from personal columns"
+    parts = [part.record for part in parts_read(ask, record.document, "inputs") if part.record is not None]
+    made_of = [part.name for part in parts if any(map(_is_personal, part.fields))]
+    return f"made from personal fields of {', '.join(made_of)}" if made_of else "made from personal columns"
+
+
+def _is_personal(field: RecordField) -> bool:
+    return field.tags.get("personal", "false").lower() != "false"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,13 @@ from featurestore_registry.catalog.asking import Ask
 from featurestore_registry.catalog.drawing import SMALL, Bars, histogram, run_bars
 from featurestore_registry.catalog.frame import Page
 from featurestore_registry.catalog.pages.ledgered import readers_of
-from featurestore_registry.catalog.pages.shared import about, join_keys
+from featurestore_registry.catalog.pages.shared import about, join_keys, why_hidden
 from featurestore_registry.catalog.project import SERVICE, VIEW, Feature, features_of
-from featurestore_registry.catalog.statistics import InSet, Profile, in_training_sets, profile_of
+from featurestore_registry.catalog.statistics import MOST_RUNS, InSet, Profile, in_training_sets, profile_of
 from featurestore_registry.catalog.usage import usage
 from featurestore_registry.catalog.windows import windows_of
 from featurestore_registry.catalog.words import counted, instant, took
-from featurestore_registry.documents import ColumnStatistics, RunDocument
+from featurestore_registry.documents import ColumnStatistics, RunDocument, Scalar
 from featurestore_registry.records import Record
 
 RUNS = 40
@@ -31,7 +31,12 @@ class FeatureRow:
 
     feature: Feature
     column: ColumnStatistics | None
+    """Over all runs that counted it, or of a training set."""
+    most: tuple[Scalar, float] | None
+    """The value that has over a fifth of the rows, and its share."""
     bars: Bars | None
+    hidden: str = ""
+    """Why its values are hidden."""
 
 
 def view(ask: Ask, record: Record) -> Page:
@@ -45,7 +50,9 @@ def view(ask: Ask, record: Record) -> Page:
     rows, ticks = windows_of(record)
     services = [each.name for each in ask.project.users(record.key) if each.kind == SERVICE]
     key = f"{record.name}.{generation_of(document)}"
-    profile = ask.if_may(Role.READER, lambda: profile_of(ask.ledger, ask.project.name, key, columns=len(features)))
+    profile = ask.if_may(
+        Role.READER, lambda: profile_of(ask.ledger, ask.project.name, key, columns=len(features), runs=MOST_RUNS)
+    )
     return Page(
         "view.html",
         {
@@ -70,20 +77,26 @@ def view(ask: Ask, record: Record) -> Page:
 
 
 def feature_rows(ask: Ask, record: Record, profile: Profile | None, shown: Sequence[Feature]) -> list[FeatureRow]:
-    """Return features with their statistics: of the newest run, or of a training set that holds them."""
+    """Return features with their statistics: over all runs, or of a training set that holds them."""
     made, sets = [], dict[str, InSet]()
     if profile is not None and any(profile.column(feature.name) is None for feature in shown):
         saved = ask.site.named(ask.project, ask.state).sets
         key = f"{record.name}.{generation_of(record.document) if record.kind == VIEW else 0}"
         sets = in_training_sets(ask.ledger, ask.project.name, saved, key, [feature.name for feature in shown])
     for feature in shown:
-        column = None if profile is None else profile.column(feature.name)
-        bars = None
-        if column is None and feature.name in sets:
-            column = sets[feature.name].column
-        if column is not None and profile is not None:
-            bars = histogram(column, profile.bins.get((feature.name, column.bins or 0)), **SMALL)
-        made.append(FeatureRow(feature, column, bars))
+        if profile is None or (found := profile.sum_of(feature.name, sets.get(feature.name))) is None:
+            made.append(FeatureRow(feature, None, None, None))
+            continue
+        bins = profile.bins.get((feature.name, found.column.bins or 0))
+        made.append(
+            FeatureRow(
+                feature,
+                found.column,
+                found.most,
+                histogram(found.column, bins, **SMALL),
+                why_hidden(ask, record, found.column),
+            )
+        )
     return made
 
 

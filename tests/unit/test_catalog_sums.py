@@ -1,0 +1,109 @@
+"""Figures of a column over several runs, beside plain loops over the rows of all of them."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from featurestore_registry.catalog.drawing import histogram, short, value
+from featurestore_registry.catalog.statistics import Profile
+from featurestore_registry.catalog.words import of_nulls
+from featurestore_registry.documents import QUANTILES, BinsDocument, ColumnStatistics, StatisticsDocument
+
+BINS = BinsDocument(1, points=(0.0,), edges=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0))
+
+
+def counted(rows: list[float | None], *, sampled: int) -> StatisticsDocument:
+    """Count some rows as a run does: totals of all, bins of the first ``sampled``, which lie like the others."""
+    known = [each for each in rows if each is not None and each == each]
+    sample = [each for each in rows[:sampled] if each is not None and each == each]
+    edges = BINS.edges
+    in_bins = [sum(each < edges[0] and each != 0 for each in sample)]
+    for low, high in pairwise(edges):
+        in_bins.append(sum(low <= each < high for each in sample))
+    in_bins.append(sum(each >= edges[-1] for each in sample))
+    column = ColumnStatistics(
+        "fare", "Float64", rows=len(rows), nulls=rows.count(None), not_finite=sum(each != each for each in rows),
+        distinct=len({*known}), minimum=min(known), maximum=max(known), mean=statistics.fmean(known),
+        deviation=statistics.pstdev(known), bins=1, at_points=(sample.count(0.0),), in_bins=tuple(in_bins),
+    )  # fmt: skip
+    return StatisticsDocument(1, len(rows), len(rows[:sampled]), (column,))
+
+
+def some(dice: random.Random, count: int, low: float, high: float) -> list[float | None]:
+    zeros = [0.0 if number % 10 else float("nan") if number % 100 == 0 else None for number in range(count // 2)]
+    made = [*zeros, *(dice.uniform(low, high) for _ in range(count - count // 2))]
+    dice.shuffle(made)
+    return made
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_of_few_late_rows_does_not_stand_for_the_feature(seed: int) -> None:
+    dice = random.Random(seed)
+    runs: list[list[float | None]] = [
+        some(dice, 6_000, 1, 30),
+        some(dice, 2_000, 5, 9),
+        [float(dice.uniform(20, 31)) for _ in range(50)],
+    ]
+    documents = [counted(rows, sampled=3_000) for rows in reversed(runs)]
+    found = Profile(documents, {("fare", 1): BINS}).sum_of("fare")
+    rows = [each for run in runs for each in run]
+    known = sorted(each for each in rows if each is not None and each == each)
+    assert found is not None
+    column = found.column
+    assert (column.rows, column.nulls, found.runs, found.binned) == (8_050, rows.count(None), 3, 8_050)
+    assert column.not_finite == sum(each != each for each in rows)
+    assert (column.minimum, column.maximum) == (known[0], known[-1])
+    assert column.mean == pytest.approx(statistics.fmean(known))
+    assert column.deviation == pytest.approx(statistics.pstdev(known))
+    assert column.distinct == len({each for each in runs[0] if each is not None and each == each})
+    # From a sample of half of the first run: within a few percent of what a sort of all rows finds.
+    for share, at in zip(QUANTILES, column.quantiles, strict=True):
+        assert isinstance(at, float)
+        before, after = sum(each < at - 1e-9 for each in known), sum(each <= at + 1e-9 for each in known)
+        assert before / len(known) - 0.04 <= share <= after / len(known) + 0.04
+    assert found.most is not None
+    assert found.most[0] == 0.0
+    assert found.most[1] == pytest.approx(rows.count(0.0) / len(rows), abs=0.02)
+    bars = histogram(column, BINS, width=100, height=10)
+    assert bars is not None
+    assert bars.low == "0"
+    assert found.last.rows == 50
+    assert found.quantiles_of == "the bins of all counted runs"
+
+
+def test_what_does_not_add_up_is_not_added() -> None:
+    dice = random.Random(7)
+    first, second = counted(some(dice, 400, 1, 9), sampled=400), counted(some(dice, 100, 1, 9), sampled=100)
+    (old,) = first.columns
+    rebinned = replace(first, columns=(replace(old, bins=2),))
+    found = Profile([second, rebinned], {("fare", 1): BINS}).sum_of("fare")
+    assert found is not None
+    assert (found.column.rows, found.binned, sum(found.column.in_bins)) == (500, 100, sum(second.columns[0].in_bins))
+    hidden = replace(second, columns=(replace(second.columns[0], is_hidden=True, minimum=None, mean=None),))
+    kept = Profile([hidden, first], {("fare", 1): BINS}).sum_of("fare")
+    assert kept is not None
+    assert (kept.column.rows, kept.column.mean, kept.frequent) == (500, None, ())
+    assert Profile([], {}).sum_of("fare") is None
+    texts = [
+        StatisticsDocument(
+            1, 10, 10, (ColumnStatistics("c", "String", rows=10, distinct=len(top), top=tuple(top.items())),)
+        )
+        for top in (Counter({"": 7, "a": 3}), Counter({"": 6, "b": 4}))
+    ]
+    words = Profile(texts, {}).sum_of("c")
+    assert words is not None
+    assert words.column.distinct == 3
+    assert dict(words.frequent) == {"": 0.65, "a": 0.15, "b": 0.2}
+
+
+def test_values_are_written_so_that_they_are_seen() -> None:
+    assert [value(each) for each in ("", " ", "a", 0, None)] == ['""', '" "', "a", "0", "–"]
+    assert short("2026-01-02T03:04:05.678+00:00", "Timestamp") == "2026-01-02 03:04"
+    assert short("2026-01-02T00:00:00+00:00", "Timestamp") == "2026-01-02"
+    assert short("2026-01-02T03:04:05", "String") == "2026-01-02T03:04:05"
+    assert of_nulls(ColumnStatistics("a", "Float64", rows=100, not_finite=1)) == "0\u00a0% + 1.0\u00a0%\u00a0NaN"
