@@ -587,6 +587,10 @@ CRASH_HEAD = """\
 A crash at any point leaves a consistent store, and the same command run again finishes the work. That is tested by
 ending the process at each of these points: `FS_CRASH_AT=offline.committed` ends it the first time the point is passed,
 `FS_CRASH_AT=publish.batch:3` the third time, without any clean-up and with exit code 137.
+
+[Statistics](../how-to/explore.md) are the exception. A run that is killed, or that cannot write, between its commit
+(`offline.committed`) and `statistics.kept` leaves none of the rows that it appended, and no later run makes them up, as
+long as earlier runs of the view left some. Where its generation has none at all, the next run counts the whole log.
 """
 
 

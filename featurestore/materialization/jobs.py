@@ -241,6 +241,8 @@ def _attempt(
         result = replace(run.result, state="done")
     except FeatureStoreError as error:
         result = replace(result if run is None else run.result, state="failed", error=str(error))
-    if run is not None and run.added is not None:  # rows that are committed are counted, published or not
+    reads = result.kind != "republish" and not result.dry_run
+    if run is not None and reads and (result.state == "done" or run.added is not None):
+        # Rows that are committed are counted, published or not.
         profile_run(workspace, run.registered, run.added, result.run_id)
     return replace(result, duration_ms=round((time.perf_counter() - begun) * 1000))

@@ -13,8 +13,8 @@ import pyarrow as pa
 from featurestore_registry.documents import BinsDocument, ColumnStatistics, EdgesDocument, StatisticsDocument
 
 from featurestore.engine.profiles import ProfiledColumns, Sample
-from featurestore.errors import FeatureStoreError, LedgerConflictError
-from featurestore.ledger.statistics import read_edges, write_edges, write_statistics
+from featurestore.errors import AuthError, FeatureStoreError, LedgerConflictError
+from featurestore.ledger.statistics import newest_statistics, read_edges, write_edges, write_statistics
 from featurestore.offline.interface import DataFile, TableVersion
 from featurestore.offline.reading import opened, read_groups
 from featurestore.registered.snapshot import RegisteredView
@@ -50,16 +50,34 @@ class Added:
     files: tuple[DataFile, ...]
 
 
-def profile_run(workspace: Workspace, registered: RegisteredView, added: Added, run_id: str) -> None:
-    """Write statistics of what a run added into the ledger; without them no run fails."""
+def profile_run(workspace: Workspace, registered: RegisteredView, added: Added | None, run_id: str) -> None:
+    """Write statistics of what a run added into the ledger; without them no run fails.
+
+    Where the view's generation has none, as after a run that was killed before that, they are of the whole log.
+    """
     if registered.view.statistics is False:
         return
     try:
+        before = newest_statistics(workspace.ledger, registered.project, registered.ledger_key)
+        if before is None or not before.columns:
+            added = _all_rows(workspace, registered, added)
+        if added is None:
+            return
         with step("profile", f"profile {registered.view.name}"):
             _profile(workspace, registered, added, run_id)
     except Exception as error:
+        if added is None and isinstance(error, AuthError):  # a registry's server of an earlier release keeps none
+            return
         is_strange = not isinstance(error, FeatureStoreError)
         logger.warning("run %s of %s has no statistics: %s", run_id, registered.view.name, error, exc_info=is_strange)
+
+
+def _all_rows(workspace: Workspace, registered: RegisteredView, added: Added | None) -> Added | None:
+    """Return all rows of a view's log as what a run added; None where there are none, or none that a run brings."""
+    if not registered.view.batch_sources:
+        return added
+    version = workspace.offline.current(registered.table)
+    return Added(version, tuple(version.files)) if version is not None and version.rows else None
 
 
 def _profile(workspace: Workspace, registered: RegisteredView, added: Added, run_id: str) -> None:

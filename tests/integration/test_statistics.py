@@ -8,14 +8,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from featurestore_registry.documents import QUANTILES, BinsDocument, ColumnStatistics, StatisticsDocument
+from featurestore_registry.documents import QUANTILES, STATISTICS, BinsDocument, ColumnStatistics, StatisticsDocument
 from support.materialized import Sale, day, sales_view, write_sales
 from support.projects import make_workspace
 
 from featurestore import Field
 from featurestore.errors import RegistryUnavailableError
 from featurestore.ledger.statistics import newest_statistics, read_edges, recent_statistics
-from featurestore.materialization import materialize, materialize_incremental, succeeded
+from featurestore.materialization import jobs, materialize, materialize_incremental, republish, succeeded
 from featurestore.statistics import runs
 from featurestore.types import Int64, String
 from featurestore.workspace import Workspace
@@ -191,6 +191,40 @@ def test_a_run_that_appends_nothing_writes_none(workspace: Workspace) -> None:
         ran(workspace, sales)
         succeeded(materialize(workspace, day(0), day(2)))
         assert len(recent_statistics(workspace.ledger, workspace.project, KEY, limit=9)) == 1
+
+
+def test_a_run_makes_up_for_statistics_that_there_are_none_of(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def newest() -> StatisticsDocument | None:
+        return newest_statistics(workspace.ledger, workspace.project, KEY)
+
+    with closing(workspace):
+        with monkeypatch.context() as killed:
+            killed.setattr(jobs, "profile_run", lambda *_: None)
+            for until in (5, 9):
+                write_sales(workspace.root / "sales.parquet", [sale(n, n) for n in range(until)])
+                succeeded(materialize_incremental(workspace))
+        succeeded(materialize_incremental(workspace, dry_run=True))
+        succeeded(republish(workspace))
+        assert newest() is None
+        (run,) = succeeded(materialize_incremental(workspace))
+        found = newest()
+        assert found is not None
+        assert (run.appended, found.rows, found.run_id, column(found, "amount").maximum) == (0, 9, run.run_id, 8)
+        monkeypatch.setattr(runs, "_profile", lambda *_: pytest.fail("counted again"))
+        succeeded(materialize_incremental(workspace))
+        assert newest() == found
+
+
+def test_nothing_is_made_up_for_a_view_without_statistics_or_rows(tmp_path: Path) -> None:
+    silent = sales_view(created=False).replaced(name="silent", statistics=False)
+    with closing(make_workspace(tmp_path, [silent, sales_view(created=False)], now_us=NOW)) as workspace:
+        for sales in ([], [sale(1, 1)]):
+            write_sales(tmp_path / "sales.parquet", sales)
+            succeeded(materialize_incremental(workspace, views=["shop_sales"] if not sales else ["silent"]))
+            succeeded(materialize_incremental(workspace, views=["shop_sales"] if not sales else ["silent"]))
+        assert workspace.ledger.scan(workspace.project, STATISTICS) == []
 
 
 def test_no_run_fails_for_its_statistics(
