@@ -6,7 +6,7 @@ import io
 import json
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 from featurestore_registry.auth import Role, create_token
 from featurestore_registry.http import access
 from featurestore_registry.interface import Registry
-from featurestore_registry.records import Change, Revision, fingerprint
+from featurestore_registry.records import Change, Record, Revision, fingerprint
 from featurestore_registry.sql import open_registry
 from support.clock import ManualClock
 from support.registry_server import serving_registry
@@ -27,10 +27,10 @@ from support.serving import until
 
 from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource, PushSource
 from featurestore.cli.main import main
-from featurestore.errors import ApprovalNeededError, AuthError, RegistryError
-from featurestore.plan import proposed
+from featurestore.errors import ApprovalNeededError, AuthError, RegistryError, RegistryFormatError
+from featurestore.plan import judging, proposed
 from featurestore.plan.judging import judge
-from featurestore.registered.records import to_record
+from featurestore.registered.records import from_records, to_record
 from featurestore.types import Float64, String
 
 pytestmark = pytest.mark.uncounted
@@ -181,6 +181,26 @@ def test_owner_groups_are_judged_by_the_stored_record(team: Team, told: Callable
     assert "Note: feature_view:takings belongs to 'tills': it is changed by ada alone." in plan
     assert team.apply("ada", view(owner="bob")).applied == 2
     assert team.apply("bob", view(owner="bob", description="mine")).applied == 3
+
+
+def test_an_apply_that_an_earlier_server_does_not_understand_says_so(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team.apply("ada", view())
+    told = {"statistics": False}
+
+    def earlier(records: Iterable[Record]) -> Any:
+        for record in records:
+            if told.keys() & record.document.keys():
+                raise RegistryFormatError("", what="the feature_view 'takings'", reason="unknown field 'statistics'")
+        return from_records(records)
+
+    with monkeypatch.context() as older:
+        older.setattr(judging, "from_records", earlier)
+        with pytest.raises(RegistryFormatError, match=r"unknown field 'statistics'\. Nothing was applied") as raised:
+            team.apply("ada", view(**told))
+    assert "earlier version than this program: upgrade it first" in raised.value.hint
+    assert team.apply("ada", view(**told)).applied == 2
 
 
 def test_a_hand_made_request_is_judged_by_what_it_does(team: Team) -> None:

@@ -19,6 +19,7 @@ from featurestore_registry.errors import (
     FeatureStoreError,
     LedgerConflictError,
     RecordNotFoundError,
+    RegistryFormatError,
     RegistryUnavailableError,
     RevisionConflictError,
 )
@@ -43,6 +44,8 @@ from featurestore_registry.records import (
 
 TOKEN_VARIABLE = "FS_REGISTRY_TOKEN"  # noqa: S105 - its name, not its value
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 30.0
+NOT_UNDERSTOOD = "nobody could read back what this apply writes"
+"""So begins what a server answers that does not understand a document."""
 KEPT_REVISIONS = 8
 """How many revisions are kept in memory: they never change."""
 
@@ -239,8 +242,20 @@ class HttpDefinitions(Definitions):
             if done is None:
                 raise
             return done
+        except ValueError as error:
+            if not str(error).startswith(NOT_UNDERSTOOD):
+                raise
+            raise self._of_earlier_version(str(error)) from error
         chain = self._chains[project] = Chain(tuple(made["hashes"]))
         return chain
+
+    def _of_earlier_version(self, said: str) -> RegistryFormatError:
+        """Return the error for a server that cannot read back what this program could."""
+        name, why = self._connection.name, said.removeprefix(NOT_UNDERSTOOD).lstrip(": ")
+        return RegistryFormatError(
+            f"The server of the registry {name} does not know a part of these definitions: {why}. Nothing was applied.",
+            hint="It is of an earlier version than this program: upgrade it first, or leave that part out.",
+        )
 
     def _applied(
         self, project: str, expected: str, changes: Sequence[Change], message: str, commit: str
