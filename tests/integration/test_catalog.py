@@ -247,6 +247,17 @@ def test_a_page_says_what_there_is(local: httpx.Client) -> None:
         assert told in view, told
 
 
+def test_a_features_page_counts_all_runs_and_names_the_columns_it_comes_from(local: httpx.Client) -> None:
+    page = local.get(f"/p/{PROJECT}/feature/feature_view/driver_stats/last_rating").text
+    assert "Of all counted runs: 9,962 rows in 11 runs" in page
+    assert "<code>trips.rating</code></a>" in page
+    assert "trips.*" not in page
+    assert f'href="/p/{PROJECT}/lineage"' in page
+    summed = [name for name in ("driver_stats", "customer_profile") if "9,962 rows in 11" in local.get(
+        f"/p/{PROJECT}/feature_view/{name}").text]  # fmt: skip
+    assert summed == ["driver_stats"]
+
+
 def test_a_page_follows_what_is_applied_and_run(tmp_path: Path) -> None:
     clock = ManualClock(0)
     with open_registry(f"sqlite:///{tmp_path}/registry.db", clock=clock) as registry, serving_catalog(registry) as url:

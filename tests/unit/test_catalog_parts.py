@@ -294,6 +294,24 @@ def test_a_view_is_as_its_newest_entries_say(made: ViewActivity, state: str, say
     assert says in made.says(10 * HOUR_US)
 
 
+def test_a_view_that_failed_may_be_stale_too() -> None:
+    failed = RunDocument("r", "v", 1, "incremental", "failed", 0, "h", 1, error="boom")
+    made = ViewActivity("v", 1, HOUR_US, WatermarkDocument(greatest_event_us=0), failed)
+    assert made.states(HOUR_US) == ("failed",)
+    assert made.states(2 * HOUR_US) == ("failed", "stale")
+    said = made.says(2 * HOUR_US)
+    assert "boom" in said
+    assert "2 hours old" in said
+
+
+@pytest.mark.parametrize("hours", [1, 24, 24 * 7])
+def test_no_label_of_the_axis_lies_on_now(hours: int) -> None:
+    _, ticks = spans([hours * HOUR_US, 30 * 24 * HOUR_US], width=300)
+    assert ticks
+    # Letters of 11 pixels are at most 7 wide: a label has its middle at its tick, "now" ends at the right.
+    assert all(at + len(label) * 7 / 2 < 300 - 3 * 7 for at, label in ticks)
+
+
 def test_words_are_exact() -> None:
     day = 24 * HOUR_US
     assert [age(us) for us in (0, 1_000_000, 59_999_999, 3 * day, 364 * day, 800 * day)] == [

@@ -54,6 +54,15 @@ class ViewActivity:
         """Rows in the offline table."""
         return 0 if self.watermark is None else self.watermark.offline_rows
 
+    def is_stale(self, now_us: int) -> bool:
+        """Tell whether its newest event is older than its values last, whatever its last run did."""
+        return self.newest_us is not None and self.ttl_us is not None and now_us - self.newest_us > self.ttl_us
+
+    def states(self, now_us: int) -> tuple[State, ...]:
+        """Return how the view is: a view that failed may be stale, too."""
+        state = self.state(now_us)
+        return (state, "stale") if state == "failed" and self.is_stale(now_us) else (state,)
+
     def state(self, now_us: int) -> State:
         """Tell how the view is, at an instant: a failure first, then what is stale."""
         if (self.last is not None and self.last.state in ("failed", "killed")) or (
@@ -62,15 +71,17 @@ class ViewActivity:
             return "failed"
         if self.newest_us is None:
             return "running" if self.is_alive else "empty"
-        if self.ttl_us is not None and now_us - self.newest_us > self.ttl_us:
+        if self.is_stale(now_us):
             return "stale"
         if self.is_alive:
             return "running"
         return "offline" if self.ttl_us is None else "fresh"
 
     def says(self, now_us: int) -> str:
-        """Return its state as a sentence."""
-        state = self.state(now_us)
+        """Return its states as a sentence."""
+        return "; ".join(self._says(state, now_us) for state in self.states(now_us))
+
+    def _says(self, state: State, now_us: int) -> str:
         if state == "failed":
             if self.begun is not None and not self.is_alive:
                 return f"a run began {ago(self.begun.started_us, now_us)} and never ended: its process was killed"

@@ -192,6 +192,10 @@ _TICKS = (
 )  # fmt: skip
 
 
+_NOW = 46
+"""Pixels at the right end that "now" and half of another label take."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """A window on an axis whose right end is now: longer ones reach further to the left, by the logarithm."""
@@ -217,6 +221,7 @@ def spans(lengths_us: Sequence[int | None], *, width: int) -> tuple[list[Span], 
         for length in lengths_us
     ]
     ticks = [(round(place(length), 1), label) for length, label in _TICKS if least < length < greatest]
+    ticks = [(at, label) for at, label in ticks if at < width - _NOW]  # a label there would lie on "now"
     return made, ticks
 
 

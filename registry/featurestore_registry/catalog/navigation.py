@@ -33,6 +33,6 @@ def nav_links(ask: Ask) -> list[list[Link]]:
             *([link("All features", "features", number=features)] if features else []),
             *(link(kind_name(kind, 2).capitalize(), kind, number=kinds[kind]) for kind in kinds),
         ],
-        [link("Training sets", "training_set"), link("Consumers", "consumer")],
+        [link("Training sets", "training_set"), link("Consumers", "consumer"), link("Lineage", "lineage")],
         [link("Revisions", "revisions"), *([link("Audit log", "audit")] if ask.may(Role.ADMIN) else [])],
     ]

@@ -9,7 +9,7 @@ from featurestore_registry.catalog.activity import generation_of
 from featurestore_registry.catalog.asking import Ask, NotThere
 from featurestore_registry.catalog.drawing import Line, histogram, line, value
 from featurestore_registry.catalog.frame import Page
-from featurestore_registry.catalog.pages.shared import about, columns_of, join_keys, parts_read, why_hidden
+from featurestore_registry.catalog.pages.shared import about, columns_of, join_keys, origins, parts_read, why_hidden
 from featurestore_registry.catalog.project import ON_DEMAND, SERVICE, features_of
 from featurestore_registry.catalog.reading import facts
 from featurestore_registry.catalog.statistics import MOST_RUNS, Profile, column_of, in_training_sets, profile_of
@@ -42,6 +42,7 @@ def feature(ask: Ask, kind: str, view: str, name: str) -> Page:
         {
             **about(ask, record),
             "feature": found,
+            "origins": origins(ask, found),
             "usage": usage([found.reference], "", keys, brought),
             "window": next((row for row in windows if row.field.name == name), None),
             "ticks": ticks,

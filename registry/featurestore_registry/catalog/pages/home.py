@@ -13,7 +13,9 @@ _MOST = 8
 def home(ask: Ask) -> Page:
     """Return the page."""
     activity, now_us = ask.activity, ask.now_us
-    by_state = {state: [view for view in activity.values() if view.state(now_us) == state] for state in STATES}
+    by_state = {state: [view for view in activity.values() if state in view.states(now_us)] for state in STATES}
+    wanting = (view for state in ("failed", "stale", "empty") for view in by_state[state])
+    worries = list({view.view: view for view in wanting}.values())
     order = {kind: position for position, kind in enumerate(ORDER)}
     touches = sorted(
         ask.history.touches(), key=lambda touch: (-touch.apply.number, order.get(touch.kind, len(order)), touch.name)
@@ -25,8 +27,8 @@ def home(ask: Ask) -> Page:
         "home.html",
         {
             "by_state": by_state,
-            "worries": [view for state in ("failed", "stale", "empty") for view in by_state[state]][: 3 * _MOST],
-            "worried": sum(len(by_state[state]) for state in ("failed", "stale", "empty")),
+            "worries": worries[: 3 * _MOST],
+            "worried": len(worries),
             "new": new[:_MOST],
             "changed": changed[:_MOST],
             "more": (len(new) - _MOST, len(changed) - _MOST),

@@ -15,9 +15,9 @@ _MOST_NAME = 400
 WORDS = {
     "copied": "is copied to",
     "influences": "influences",
-    "rows": "decides the rows of",
+    "rows": "decides which rows there are in",
     "reads": "is used by",
-    "part": "has",
+    "part": "contains",
 }
 """How each kind of step is said."""
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from featurestore_registry.catalog.asking import Ask
 from featurestore_registry.catalog.pages.changes import changed_by
-from featurestore_registry.catalog.project import ENTITY, ON_DEMAND, VIEW
+from featurestore_registry.catalog.project import ENTITY, ON_DEMAND, VIEW, Feature
 from featurestore_registry.catalog.reading import facts
 from featurestore_registry.documents import ColumnStatistics
 from featurestore_registry.records import Document, Record, RecordField
 
+ORIGINS = ("copied", "influences", "rows")
+"""Kinds of lineage that lead to a feature."""
 SHOWN_CHANGES = 3
 """Of a definition's changes the newest are on its page."""
 
@@ -33,6 +35,28 @@ def join_keys(ask: Ask, record: Record) -> dict[str, str]:
     names = facts(record.document, lambda told: [str(name) for name in told["entities"]]) or []
     entities = [entity for name in names if (entity := ask.project.find(ENTITY, name)) is not None]
     return {field.name: field.type for entity in entities for field in entity.fields}
+
+
+class From(NamedTuple):
+    """Something that a feature comes from."""
+
+    name: str
+    address: str
+    """Of its lineage."""
+    how: str
+    """Other than that values are computed from it."""
+
+
+def origins(ask: Ask, feature: Feature) -> list[From]:
+    """Return the columns that a feature comes from, as its lineage shows: values first, then what decides rows."""
+    graph = ask.site.lineage(ask.project, ask.state)
+    found = [edge for edge in graph.before(f"{feature.view.key}.{feature.name.lower()}") if edge.kind in ORIGINS]
+    made: dict[str, From] = {}
+    for edge in sorted(found, key=lambda edge: ORIGINS.index(edge.kind)):
+        how = "copied" if edge.kind == "copied" else "decides which rows there are" if edge.kind == "rows" else ""
+        told = how if edge.is_sure else f"perhaps {how}".strip()
+        made.setdefault(edge.source, From(graph.node(edge.source).name, ask.at("lineage", of=edge.source), told))
+    return list(made.values())
 
 
 def why_hidden(ask: Ask, record: Record, column: ColumnStatistics) -> str:
