@@ -118,6 +118,15 @@ class FeatureView(Definition):
             raise ValueError("must be greater than zero; leave it out for features that never expire")
         return ttl
 
+    @field_validator("statistics", mode="before")
+    @classmethod
+    def _check_names(cls, statistics: object) -> object:
+        if isinstance(statistics, bool) or (
+            isinstance(statistics, tuple) and all(isinstance(name, str) for name in statistics)
+        ):
+            return statistics
+        raise ValueError('must be True, False or a list of names of fields, such as ["carrier"]')
+
     @model_validator(mode="after")
     def _check_whole(self) -> FeatureView:
         if not self.sources:

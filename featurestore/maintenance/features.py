@@ -33,6 +33,7 @@ class ListedFeature:
     """The view's."""
     tags: Mapping[str, str]
     """The view's and its own."""
+    own_tags: Mapping[str, str]
     online: bool
     """Whether it can be read online: its view is published, or it is computed of what is."""
     services: tuple[str, ...]
@@ -68,6 +69,7 @@ def list_features(workspace: Readers) -> list[ListedFeature]:
                     field.deprecated or view.deprecated,
                     view.owner,
                     {**view.tags, **field.tags},
+                    field.tags,
                     is_online,
                     tuple(readers.get((view.name, field.name), ())),
                     share,

@@ -62,7 +62,7 @@ class Profile:
         return {column.name: column for column in self.columns}[name]
 
     def __repr__(self) -> str:
-        return f"Profile({self.name}: {self.rows:,} rows, {len(self.columns)} columns)"
+        return f"Profile({self.name}: {_counted(self.rows, 'row')}, {_counted(len(self.columns), 'column')})"
 
     def __str__(self) -> str:
         rows = [HEADS, *(tuple(map(visible, cells)) for cells in self.cells())]
@@ -98,7 +98,7 @@ class Profile:
     def title(self) -> str:
         """Return what was profiled, in words."""
         part = "" if self.sampled >= self.rows else f"; quantiles and frequent values from {self.sampled:,} of them"
-        return f"{self.name}: {self.rows:,} {'row' if self.rows == 1 else 'rows'}{part}"
+        return f"{self.name}: {_counted(self.rows, 'row')}{part}"
 
     def _repr_html_(self) -> str:
         heads = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in HEADS)
@@ -181,6 +181,10 @@ def _texts(column: ColumnStatistics) -> tuple[str, ...]:
     median = column.quantiles[_MEDIAN] if column.quantiles else None
     shown = (column.minimum, median, column.maximum, column.mean)
     return (column.name, column.type, nulls, distinct, *map(_short, shown))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _share(part: int, whole: int) -> str:

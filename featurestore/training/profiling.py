@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from featurestore.definitions import FeatureView, Field
 from featurestore.errors import AuthError, DamagedFileError, FeatureStoreError, TrainingSetError
 from featurestore.ledger.saved_sets import SavedSet, blob_of, kept_blobs, sample_of
-from featurestore.request.features import FeatureRequest, OutputColumn
+from featurestore.request.features import FeatureRequest, OnDemandRead, OutputColumn
 from featurestore.statistics.columns import PERSONAL, Column, is_personal
 from featurestore.statistics.sets import SetColumn, SetProfile, keep_statistics, kept_sample, statistics_of_set
 from featurestore.steps import crash_point, reached
@@ -47,17 +49,58 @@ def _column(request: FeatureRequest, output: OutputColumn) -> SetColumn:
         return SetColumn(column, key, field.name, bool(view.aggregations))
     assert output.on_demand is not None
     computed = request.on_demand[output.on_demand]
-    inputs = [
-        field
-        for argument in computed.inputs
-        for field in (
-            [argument.field]
-            if argument.read is None
-            else [argument.field, *_made_of(request.reads[argument.read].view, argument.field.name)]
-        )
-    ]
-    column = Column(output.name, field.type, is_hidden=_is_hidden(field, inputs))
+    column = Column(
+        output.name, field.type, is_hidden=_is_hidden(field, [each for _, each in _inputs(request, computed)])
+    )
     return SetColumn(column, f"{computed.view.name}.0", field.name, makes_bins=True)
+
+
+def _inputs(request: FeatureRequest, computed: OnDemandRead) -> Iterator[tuple[str, Field]]:
+    """Yield the fields that an on-demand view's features may be made of, with the name of their view or "request"."""
+    for argument in computed.inputs:
+        if argument.read is None:
+            yield "request", argument.field
+        else:
+            view = request.reads[argument.read].view
+            for field in dict.fromkeys((argument.field, *_made_of(view, argument.name))):
+                yield view.name, field
+
+
+def left_out(request: FeatureRequest) -> dict[str, str]:
+    """Return the features of which no values show in statistics and in a sample, and why, with the way out."""
+    hidden = [
+        output for output, each in zip(request.outputs, columns_of(request), strict=True) if each.column.is_hidden
+    ]
+    return {output.name: _why_hidden(request, output) for output in hidden}
+
+
+def _why_hidden(request: FeatureRequest, output: OutputColumn) -> str:
+    name = f"{output.name!r} is left out"
+    if is_personal(output.field):
+        return f"{name}: it is tagged {PERSONAL}."
+    if output.read is not None:
+        view = request.reads[output.read].view
+        inputs = [(view.name, field) for field in _made_of(view, output.field.name)]
+        other = ""
+    else:
+        assert output.on_demand is not None
+        inputs = [*_inputs(request, request.on_demand[output.on_demand])]
+        among = {view for view, field in inputs if is_personal(field)}
+        fewer = {view: [each.name for of, each in inputs if of == view and not is_personal(each)] for view in among}
+        selections = [f"{view}[{json.dumps(names)}]" for view, names in sorted(fewer.items()) if names]
+        other = f", or let it select fewer inputs, such as {' and '.join(selections)}" if selections else ""
+    personal = " and ".join(sorted({f"{view}:{field.name}" for view, field in inputs if is_personal(field)}))
+    return (
+        f"{name}: it may be made of {personal}, tagged {PERSONAL}. If its values may show, tag it "
+        f'`{PERSONAL}: "false"`{other}.'
+    )
+
+
+def inherits(request: FeatureRequest) -> frozenset[str]:
+    """Return on-demand features that are hidden for an input and not for a tag of their own."""
+    return frozenset(
+        output.name for output in request.outputs if output.on_demand is not None and not is_personal(output.field)
+    ) & frozenset(left_out(request))
 
 
 def _made_of(view: FeatureView, feature: str) -> list[Field]:

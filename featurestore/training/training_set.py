@@ -31,7 +31,7 @@ from featurestore.training.fingerprints import TableFingerprint, fingerprint
 from featurestore.training.frames import EntityFrame, OwnColumns, no_columns
 from featurestore.training.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone, repinned
 from featurestore.training.outputs import check_output
-from featurestore.training.profiling import columns_of, profile_of, read_sample
+from featurestore.training.profiling import columns_of, inherits, left_out, profile_of, read_sample
 from featurestore.training.saving import save
 from featurestore.training.sql_text import join_sql
 from featurestore.types.arrow import one_array
@@ -249,11 +249,19 @@ class TrainingSet:
         """Return at most 20,000 rows of a saved set as they were saved, without building it.
 
         Columns: the join keys, hashed, ``event_timestamp``, and the features that are not tagged ``personal``. Raises
-        TrainingSetError for a set that is not saved.
+        TrainingSetError for a set that is not saved. `left_out` says what is missing and why.
         """
         if self._saved is None:
             raise TrainingSetError("Only a saved set has a sample.", hint="Save it, and ask `get_training_set(name)`.")
-        return read_sample(self._workspace, self._saved)
+        sample = read_sample(self._workspace, self._saved)
+        for name in sorted(inherits(self._rows.request) - set(sample.column_names)):
+            warn(self.left_out[name])
+        return sample
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """The features of which statistics, profiles and samples show no values, because they are personal, and why."""
+        return left_out(self._rows.request)
 
     def profile(self) -> Profile:
         """Return what the features hold: counts, quantiles, frequent values, drawn in a notebook."""
@@ -388,7 +396,11 @@ class TrainingSet:
         warn(text)
 
     def __repr__(self) -> str:
-        count = f"{len(self):,} rows" if isinstance(self._rows, JoinedRows) or self._table is not None else "a span"
+        count = (
+            f"{len(self):,} row{'s' * (len(self) != 1)}"
+            if isinstance(self._rows, JoinedRows) or self._table is not None
+            else "a span"
+        )
         return f"TrainingSet({self._saved.name + ': ' if self._saved else ''}{count}, {len(self.features)} features)"
 
     def _repr_html_(self) -> str:

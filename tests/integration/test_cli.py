@@ -43,7 +43,7 @@ carrier = Entity("carrier", join_keys={"carrier": String}, description="Airline"
 flights = ParquetSource("flights", "data/flights.parquet", "arrived_at", "recorded_at")
 carrier_delays = FeatureView(
     "carrier_delays", entities=[carrier], source=flights, owner="ops", tags={"tier": "1"},
-    schema=[Field("delay", Float64, description="minutes"), Field("seats", Int64)],
+    schema=[Field("delay", Float64, description="minutes", tags={"unit": "min"}), Field("seats", Int64)],
 )
 trip = RequestSource("trip", schema=[Field("miles", Float64)])
 
@@ -435,6 +435,9 @@ def test_saved_training_sets_are_listed_and_deleted(fs, materialized):
     assert (listed["name"], listed["registry_revision"]) == ("spring", 1)
     fs("consumer", "add", "scorer", "--service", "delay_model_v1", "--owner", "ml")
     check_page("list_features", re.sub(r"\d+ d(?= )", "N d", fs("list", "features")), materialized)
+    tags = {each["name"]: (each["tags"], each["own_tags"]) for each in fs.json("list", "features")}
+    assert tags["carrier_delays:delay"] == ({"tier": "1", "unit": "min"}, {"unit": "min"})
+    assert tags["carrier_delays:seats"] == ({"tier": "1"}, {})
     check_page("lineage", fs("lineage", "carrier_delays", "--columns"), materialized)
     fs("training-sets", "--delete", "spring", expect=2)
     assert "pass --yes" in fs.err
@@ -656,7 +659,7 @@ def test_doctor_on_a_new_project(fs, repo):
 
 
 def test_gc_removes_what_a_new_generation_left(fs, materialized):
-    text = FEATURES.replace('Field("delay", Float64, description="minutes"), ', "")
+    text = FEATURES.replace('Field("delay", Float64, description="minutes", tags={"unit": "min"}), ', "")
     (materialized / "features.py").write_text(text)
     fs("apply", "--yes", "--allow-breaking")
     held = fs.json("gc")
@@ -728,6 +731,7 @@ MISTAKES = {
     "unknown view to materialize": (["materialize", "--view", "carrier_delay"], 1, ["'carrier_delays'"]),
     "unknown view to optimize": (["optimize", "--view", "carrier_delay"], 1, ["'carrier_delays'"]),
     "unknown kind": (["list", "featur-views"], 1, ["featur-views"]),
+    "unknown kind, features": (["list", "nope"], 1, ["'nope'", "feature_view", "features"]),
     "unknown name": (["show", "carier"], 1, ["'carrier'"]),
     "interval backwards": (["materialize", "2013-06-02", "2013-06-01"], 1, ["2013-06-02"]),
     "interval in the future": (["materialize", "2013-06-02", "2999-06-01"], 1, ["future"]),

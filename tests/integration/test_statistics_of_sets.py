@@ -20,7 +20,16 @@ from support.clock import ManualClock
 from support.materialized import INSTANT, day
 from support.registry_server import serving_registry
 
-from featurestore import Aggregation, Entity, FeatureStore, FeatureView, Field, ParquetSource, on_demand_feature_view
+from featurestore import (
+    Aggregation,
+    Entity,
+    FeatureStore,
+    FeatureView,
+    Field,
+    ParquetSource,
+    TrainingSetWarning,
+    on_demand_feature_view,
+)
 from featurestore.errors import AuthError, NotFoundError, TrainingSetError
 from featurestore.ledger.saved_sets import blob_of, kept_blobs, read_set, sample_of
 from featurestore.ledger.statistics import read_edges
@@ -157,7 +166,23 @@ def statistics(store: FeatureStore, name: str) -> tuple[ColumnStatistics, ...]:
 def test_a_sample_has_hashed_keys_and_nothing_personal(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sets, "KEPT_ROWS", 100)
     made = store.get_historical_features(frame(), [*FEATURES, "computed:twice"]).save("first")
-    sample = store.get_training_set("first").sample()
+    saved = store.get_training_set("first")
+    why = (
+        "'twice' is left out: it may be made of profile:owner, tagged personal. If its values may show, tag it "
+        '`personal: "false"`, or let it select fewer inputs, such as profile[["amount"]].'
+    )
+    with pytest.warns(TrainingSetWarning) as warned:
+        sample = saved.sample()
+    assert [str(each.message) for each in warned] == [why]
+    last = (
+        "'owner_last_2d' is left out: it may be made of windows:owner, tagged personal. If its values may show, tag it "
+    )
+    assert dict(saved.left_out) == {
+        "owner": "'owner' is left out: it is tagged personal.",
+        "owner_last_2d": last + '`personal: "false"`.',
+        "twice": why,
+    }
+    assert made.left_out == saved.left_out
     assert sample.column_names == ["shop", "event_timestamp", "amount", "kind", "amount_sum_2d"]
     places = sampled_rows(300, 100).tolist()
     assert len(set(places)) == sample.num_rows == 100

@@ -124,6 +124,13 @@ def test_bad_definitions_are_refused_by_name(case):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("given", ["delay", ["delay", 1], 1])
+def test_statistics_are_a_switch_or_names(given):
+    words = r'statistics: must be True, False or a list of names of fields, such as \["carrier"\] \(got '
+    with pytest.raises(DefinitionError, match=words):
+        FeatureView("v", entities=[carrier], source=flights, statistics=given)
+
+
 @pytest.mark.parametrize(
     "make",
     [

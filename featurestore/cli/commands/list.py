@@ -7,7 +7,9 @@ import click
 from featurestore.cli.numbers import age
 from featurestore.cli.output import Output, described, repo_command
 from featurestore.definitions import Definition, Entity, FeatureService, FeatureView, OnDemandFeatureView
+from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.maintenance.features import list_features
+from featurestore.registered.records import KINDS
 from featurestore.store import FeatureStore
 
 
@@ -19,7 +21,10 @@ def command(store: FeatureStore, output: Output, kind: str | None) -> None:
     if kind is not None and kind.lower() in ("feature", "features"):
         _list_features(store, output)
         return
-    found = store.list(kind)
+    try:
+        found = store.list(kind)
+    except NotFoundError as error:
+        raise NotFoundError(error.message, hint=did_you_mean(kind or "", [*KINDS, "features"])) from None
     rows = [
         (each.kind, each.name, _about(each), each.owner, described(each.description, each.deprecated)) for each in found
     ]
@@ -44,7 +49,7 @@ def _list_features(store: FeatureStore, output: Output) -> None:
             each.type,
             described(each.description, each.deprecated),
             each.owner,
-            ", ".join(f"{key}={value}" for key, value in each.tags.items()),
+            ", ".join(f"{key}={value}" for key, value in each.own_tags.items()),
             "" if each.null_share is None else f"{100 * each.null_share:.1f} %",
             "never" if each.newest_event_us is None else age(now_us - each.newest_event_us),
             "yes" if each.online else "no",
