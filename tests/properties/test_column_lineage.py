@@ -189,9 +189,26 @@ class Writer:
             return Made(f" UNION{' ALL' * self.one_in(2)} ".join(sides), dict(zip(names, truths, strict=True)))
         return self.select(depth)
 
+    def star(self, columns: dict[str, Truth], names: list[str], depth: int) -> tuple[str, dict[str, Truth]]:
+        """Return a star, perhaps of changed columns, and what it gives."""
+        one, way = self.random.choice(list(columns)), self.random.randrange(4)
+        if way == 0 and one != next(iter(columns)):
+            return f"* EXCLUDE ({one})", {name: truth for name, truth in columns.items() if name != one}
+        if way == 1:
+            return f"* REPLACE ({self.expression(names, depth)} AS {one})", {**columns, one: frozenset()}
+        if way == 2 and "y" not in columns:
+            return f"* RENAME ({one} AS y)", {("y" if name == one else name): truth for name, truth in columns.items()}
+        return "*", columns
+
     def select(self, depth: int) -> Made:
         first, seen = self.table(depth), {}
-        sources, begin = [("r", first)], f"{first.sql} AS r"
+        begin = f"{first.sql} AS r"
+        if first.sql not in PLAIN and self.one_in(5):
+            count = self.random.randrange(1, len(first.columns) + 1)
+            begin += f"({', '.join(f'n{at}' for at in range(count))})"
+            kept = list(first.columns.items())[count:]  # behind a star nobody knows which column is the first
+            first = Made(first.sql, {**{f"n{at}": frozenset() for at in range(count)}, **dict(kept)})
+        sources = [("r", first)]
         if self.one_in(2):
             second = self.table(depth)
             one, other = (
@@ -207,8 +224,11 @@ class Writer:
                 seen[name if is_bare else f"{alias}.{name}"] = truth
         names = list(seen)
         where = f" WHERE {self.condition(names, depth)}" if self.one_in(3) else ""
-        if len(sources) == 1 and self.one_in(6):
-            return Made(f"SELECT * FROM {begin}{where}", first.columns)
+        if len(sources) > 1 and self.one_in(4):
+            begin = f"({begin})"
+        if len(sources) == 1 and self.one_in(5):
+            star, columns = self.star(first.columns, names, depth)
+            return Made(f"SELECT {star} FROM {begin}{where}", columns)
         if self.one_in(5):
             key, (one, other) = names[0], (self.random.choice(names) for _ in range(2))
             having = f" HAVING count({other}) > 1" if self.one_in(2) else ""
