@@ -34,6 +34,7 @@ from featurestore.offline.interface import TableId
 from featurestore.online.records.keys import view_prefix
 from featurestore.online.records.marker import MarkerReader
 from featurestore.registered.snapshot import RegisteredView, Snapshot
+from featurestore.statistics.gone import forget_gone
 from featurestore.steps import step
 from featurestore.types.times import to_short_rfc3339
 from featurestore.workspace import Readers, Workspace
@@ -188,6 +189,7 @@ def _remove(
             else:
                 records += workspace.online.delete(view_prefix(workspace.project, view, generation))
         records += workspace.online.sweep(now_us=workspace.clock())
+    forget_gone(workspace)
     return replace(garbage, files=files, records=records)
 
 

@@ -28,6 +28,7 @@ from featurestore.plan.planning import check_readable
 from featurestore.plan.server_code import check_code
 from featurestore.plan.version_control import commit_of
 from featurestore.registered.snapshot import Snapshot
+from featurestore.statistics.gone import forget_gone
 from featurestore.steps import crash_point, reached, step
 from featurestore.workspace import Workspace
 
@@ -96,6 +97,8 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "", finish: s
                 workspace.online.delete(view_prefix(table.project, table.view, table.generation))
                 workspace.offline.clean(table, keep=None)
                 reached(DROPPED)
+        if drops:
+            forget_gone(workspace)
     except FeatureStoreError as error:
         raise with_remains(workspace, error, finish=finish) from error
     return chain.number

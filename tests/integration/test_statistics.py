@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from featurestore_registry.documents import QUANTILES, STATISTICS, BinsDocument, ColumnStatistics, StatisticsDocument
+from featurestore_registry.records import Change
 from support.materialized import Sale, day, sales_view, write_sales
 from support.projects import make_workspace
 
 from featurestore import Field
 from featurestore.errors import RegistryUnavailableError
+from featurestore.ledger.generations import remember_generation
 from featurestore.ledger.statistics import newest_statistics, read_edges, recent_statistics
+from featurestore.maintenance.gc import collect_garbage
+from featurestore.maintenance.teardown import drop_data
 from featurestore.materialization import jobs, materialize, materialize_incremental, republish, succeeded
 from featurestore.statistics import runs
 from featurestore.types import Int64, String
@@ -225,6 +230,26 @@ def test_nothing_is_made_up_for_a_view_without_statistics_or_rows(tmp_path: Path
             succeeded(materialize_incremental(workspace, views=["shop_sales"] if not sales else ["silent"]))
             succeeded(materialize_incremental(workspace, views=["shop_sales"] if not sales else ["silent"]))
         assert workspace.ledger.scan(workspace.project, STATISTICS) == []
+
+
+@pytest.mark.parametrize("finish", [collect_garbage, drop_data], ids=["gc", "teardown"])
+def test_statistics_go_with_the_data_that_they_are_of(workspace: Workspace, finish: Callable[[Workspace], Any]) -> None:
+    with closing(workspace):
+        ran(workspace, [sale(n, n) for n in range(9)])
+        remember_generation(workspace.ledger, workspace.project, "shop_sales", 1)  # as an apply does
+        collect_garbage(workspace)  # nothing is gone yet
+        newest = newest_statistics(workspace.ledger, workspace.project, KEY)
+        assert newest is not None
+        assert newest.columns
+        definitions, project = workspace.registry.definitions, workspace.project
+        found = definitions.read(project)
+        gone = [Change("delete", record.kind, record.name) for record in found.records]
+        definitions.apply(project, found.chain.head, gone, author="", message="", commit="")
+        for _ in range(2):
+            finish(workspace)
+            documents = recent_statistics(workspace.ledger, project, KEY, limit=9)
+            assert [len(each.columns) for each in documents] == [0, len(newest.columns)]
+        assert read_edges(workspace.ledger, project, KEY)[0].columns == {}
 
 
 def test_no_run_fails_for_its_statistics(

@@ -13,7 +13,7 @@ import pytest
 from featurestore_registry.catalog.activity import ViewActivity
 from featurestore_registry.catalog.addresses import project_address
 from featurestore_registry.catalog.diffs import differences
-from featurestore_registry.catalog.drawing import BARS, histogram, line, spans
+from featurestore_registry.catalog.drawing import BARS, histogram, line, spans, value
 from featurestore_registry.catalog.history import History, Touch, read_history
 from featurestore_registry.catalog.pages.changes import MOST_TEXT, changed_by
 from featurestore_registry.catalog.routes import ROUTES, find
@@ -310,6 +310,12 @@ def test_no_label_of_the_axis_lies_on_now(hours: int) -> None:
     assert ticks
     # Letters of 11 pixels are at most 7 wide: a label has its middle at its tick, "now" ends at the right.
     assert all(at + len(label) * 7 / 2 < 300 - 3 * 7 for at, label in ticks)
+
+
+def test_a_value_is_cut_that_another_program_wrote_at_any_length() -> None:
+    assert value("x" * 201) == "x" * 200 + "…"
+    assert value("x" * 200) == "x" * 200
+    assert value(" " * 500) == '"' + " " * 200 + '…"'
 
 
 def test_words_are_exact() -> None:

@@ -225,9 +225,16 @@ def spans(lengths_us: Sequence[int | None], *, width: int) -> tuple[list[Span], 
     return made, ticks
 
 
+MOST_TEXT = 200
+"""How many characters show of a text: what another program wrote into the ledger may have any length."""
+
+
 def value(scalar: Scalar) -> str:
     """Return a value of a column as a page shows it; a text of which nothing is seen in quotes."""
-    return f'"{scalar}"' if isinstance(scalar, str) and not scalar.strip() else number(scalar)
+    if isinstance(scalar, str):
+        shown = scalar if len(scalar) <= MOST_TEXT else f"{scalar[:MOST_TEXT]}…"
+        return shown if scalar.strip() else f'"{shown}"'
+    return number(scalar)
 
 
 def short(scalar: Scalar, kind: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from featurestore_registry.catalog.named import SavedSet
 from featurestore_registry.catalog.reading import read
@@ -77,7 +78,8 @@ def profile_of(ledger: LedgerReader, project: str, key: str, *, columns: int = 1
 def _documents(ledger: LedgerReader, project: str, key: str, columns: int, runs: int) -> list[StatisticsDocument]:
     most = max(min(runs, MOST_RUNS, _MOST_COLUMNS // max(columns, 1)), 1)
     found = (read(entry, StatisticsDocument) for entry in ledger.scan(project, STATISTICS, key=key, limit=most))
-    return [document for document in found if document is not None]
+    # An empty one is written when the data is deleted: what came before is told no more.
+    return [each for each in takewhile(lambda each: each is None or each.columns, found) if each is not None]
 
 
 def bins_of(ledger: LedgerReader, project: str, key: str) -> dict[tuple[str, int], BinsDocument]:
