@@ -184,7 +184,11 @@ def spikes(values: list[float]) -> list[float]:
         ([-999.0] * 30 + [-998.0] * 30, [-999.0, -998.0]),  # next to each other
         ([9999.0] * 12 + [500.5] * 11, [500.5, 9999.0]),
         ([-999.0] * 9, []),  # less than 1 %
-        ([float(n // 9) + 0.5 for n in range(900)], []),  # nine times as frequent as their neighbours
+        (
+            [500 + tenth / 10 for tenth in range(1, 10)] * 3 + [500.5] * 24,
+            [],
+        ),  # nine times as frequent as its neighbours
+        ([500 + tenth / 10 for tenth in range(1, 10)] * 3 + [500.5] * 27, [500.5]),  # ten times
         ([float(n % 50) / 100 for n in range(2_000)], []),  # 1.3 % each, and all alike
         ([10.0 * (n % 30) + 0.25 for n in range(1_500)], None),  # thirty of them: the most frequent are points
     ],
