@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 
-from featurestore_registry.documents import Interval
+from featurestore_registry.documents import STATISTICS, Interval
 
 from featurestore.consistency.belonging import Mismatch, compare_all, unavailable
 from featurestore.consistency.clocks import (
@@ -21,7 +21,7 @@ from featurestore.consistency.eviction import evicted, lack_of_room
 from featurestore.consistency.online_rows import count_entities
 from featurestore.consistency.remains import find_remains
 from featurestore.consistency.waiting_rows import settled, waiting_rows
-from featurestore.errors import EngineError, FeatureStoreError, OfflineStoreError, OnlineStoreError
+from featurestore.errors import AuthError, EngineError, FeatureStoreError, OfflineStoreError, OnlineStoreError
 from featurestore.following.held import MOST_MADE_ANEW, held_layouts, not_held, wait_for_records
 from featurestore.following.lag import Lag, lag_of
 from featurestore.ledger.runs import RunResult, runs
@@ -81,6 +81,8 @@ class ViewStatus:
     """How many keys the online store has evicted, and what to do; the same for every view."""
     room: str = ""
     """That the online store has no room left, or hardly any, and what to do; the same for every view."""
+    no_statistics: str = ""
+    """That nothing was counted of its last run that appended rows, though it should have been; empty where it was."""
     unreadable: str = ""
     """Why its table cannot be read, and what to do; newest event and rows then come from its last run."""
 
@@ -91,6 +93,7 @@ def status(workspace: Readers) -> list[ViewStatus]:
     found = []
     found_by_view, is_up = _mismatches(workspace)
     clocks, gone, room = _of_stores(workspace, now_us, is_online_up=is_up)
+    counted = _counted_runs(workspace)
     for name, registered in sorted(workspace.snapshot().views.items()):
         watermark = read_watermark(workspace.ledger, registered)
         history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
@@ -130,9 +133,30 @@ def status(workspace: Readers) -> list[ViewStatus]:
                 pushes_wait=pushes_wait,
                 waiting=_waiting(workspace, registered, watermark) if is_up and not running else 0,
                 unreadable=unreadable,
+                no_statistics=_no_statistics(registered, history, counted),
             )
         )
     return found
+
+
+def _counted_runs(workspace: Readers) -> dict[str, str] | None:
+    """Return the run whose statistics are the newest, by the key of the generation; None where nobody may read them."""
+    with suppress(AuthError):
+        found = workspace.ledger.scan(workspace.project, STATISTICS)
+        return {entry.key: str(entry.document.get("run_id", "")) for entry in found}
+    return None
+
+
+def _no_statistics(registered: RegisteredView, history: list[RunResult], counted: dict[str, str] | None) -> str:
+    """Return that a view's last run that appended rows has no statistics, and what comes of it; else nothing."""
+    appended = next((run for run in history if run.appended and run.state == "done" and not run.dry_run), None)
+    if counted is None or appended is None or registered.view.statistics is False:
+        return ""
+    made_by = counted.get(registered.ledger_key)
+    if made_by is None:
+        return f"{registered.view.name}: no statistics: the next `fs materialize` counts its whole log."
+    newer = [run.run_id for run in history[: history.index(appended) + 1]]
+    return "" if made_by in newer else f"{registered.view.name}: no statistics of its run {appended.run_id}."
 
 
 def _mismatches(workspace: Readers) -> tuple[dict[str, list[Mismatch]], bool]:

@@ -19,6 +19,7 @@ from featurestore.errors import RegistryUnavailableError
 from featurestore.ledger.generations import remember_generation
 from featurestore.ledger.statistics import newest_statistics, read_edges, recent_statistics
 from featurestore.maintenance.gc import collect_garbage
+from featurestore.maintenance.status import status
 from featurestore.maintenance.teardown import drop_data
 from featurestore.materialization import jobs, materialize, materialize_incremental, republish, succeeded
 from featurestore.statistics import runs
@@ -213,6 +214,8 @@ def test_a_run_makes_up_for_statistics_that_there_are_none_of(
         succeeded(materialize_incremental(workspace, dry_run=True))
         succeeded(republish(workspace))
         assert newest() is None
+        (told,) = status(workspace)
+        assert told.no_statistics == "shop_sales: no statistics: the next `fs materialize` counts its whole log."
         (run,) = succeeded(materialize_incremental(workspace))
         found = newest()
         assert found is not None
@@ -220,6 +223,11 @@ def test_a_run_makes_up_for_statistics_that_there_are_none_of(
         monkeypatch.setattr(runs, "_profile", lambda *_: pytest.fail("counted again"))
         succeeded(materialize_incremental(workspace))
         assert newest() == found
+        assert status(workspace)[0].no_statistics == ""
+        monkeypatch.setattr(jobs, "profile_run", lambda *_: None)
+        write_sales(workspace.root / "sales.parquet", [sale(n, n) for n in range(12)])
+        (run,) = succeeded(materialize_incremental(workspace))
+        assert status(workspace)[0].no_statistics == f"shop_sales: no statistics of its run {run.run_id}."
 
 
 def test_nothing_is_made_up_for_a_view_without_statistics_or_rows(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def command(store: FeatureStore, output: Output, servers: bool) -> None:
         elif view.pushes_wait:
             told = f"{view.view}: its records were made for other windows, so events that are pushed come online with"
             output.say(f"{told} the next run, or with `{command}`.", style="yellow")
+        if view.no_statistics:
+            output.say(view.no_statistics, style="yellow")
         if view.waiting:
             output.say(in_words(view.view, view.waiting), style="yellow")
     _warn(output, found)
