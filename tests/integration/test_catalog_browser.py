@@ -198,7 +198,7 @@ def test_everything_works_without_script(opened: Open) -> None:
     page.get_by_role("link", name="All features").click()
     page.get_by_role("link", name="Nulls").click()
     page.get_by_role("link", name="Nulls").click()
-    expect(page.locator("tbody th").first).to_have_text("city")
+    expect(page.locator("tbody th a").first).to_have_text("city")
     assert page.get_by_role("button", name="Copy").count() == 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -19,7 +19,7 @@ from featurestore_registry.documents import (
     StatisticsDocument,
 )
 from featurestore_registry.interface import LedgerReader
-from featurestore_registry.records import LedgerEntry
+from featurestore_registry.records import Document, LedgerEntry
 
 MOST_RUNS = 30
 """At most so many of the newest runs make a line."""
@@ -70,23 +70,54 @@ def column_of(document: StatisticsDocument, name: str) -> ColumnStatistics | Non
     return next((column for column in document.columns if column.name == name), None)
 
 
-def profile_of(ledger: LedgerReader, project: str, key: str, *, columns: int = 1, runs: int = 1) -> Profile:
-    """Return the statistics under a key (``{view}.{generation}``), of at most so many runs."""
-    return Profile(_documents(ledger, project, key, columns, runs), bins_of(ledger, project, key))
+def profile_of(
+    ledger: LedgerReader,
+    project: str,
+    key: str,
+    *,
+    columns: int = 1,
+    runs: int = 1,
+    names: Collection[str] | None = None,
+) -> Profile:
+    """Return the statistics under a key (``{view}.{generation}``), of at most so many runs; of some columns alone."""
+    return Profile(_documents(ledger, project, key, columns, runs, names), bins_of(ledger, project, key, names))
 
 
-def _documents(ledger: LedgerReader, project: str, key: str, columns: int, runs: int) -> list[StatisticsDocument]:
+def _documents(
+    ledger: LedgerReader, project: str, key: str, columns: int, runs: int, names: Collection[str] | None = None
+) -> list[StatisticsDocument]:
     most = max(min(runs, MOST_RUNS, _MOST_COLUMNS // max(columns, 1)), 1)
-    found = (read(entry, StatisticsDocument) for entry in ledger.scan(project, STATISTICS, key=key, limit=most))
     # An empty one is written when the data is deleted: what came before is told no more.
-    return [each for each in takewhile(lambda each: each is None or each.columns, found) if each is not None]
+    entries = takewhile(_has_columns, ledger.scan(project, STATISTICS, key=key, limit=most))
+    found = (read(entry, StatisticsDocument, _with_columns(entry.document, names)) for entry in entries)
+    return [document for document in found if document is not None]
 
 
-def bins_of(ledger: LedgerReader, project: str, key: str) -> dict[tuple[str, int], BinsDocument]:
+def _has_columns(entry: LedgerEntry) -> bool:
+    """Tell whether a document names columns, before any are left out."""
+    return bool(entry.document.get("columns", True))
+
+
+def _with_columns(document: Document, names: Collection[str] | None) -> Document:
+    """Leave out columns that nobody asks for: a document may hold thousands."""
+    columns = document.get("columns")
+    if names is None:
+        return document
+    if isinstance(columns, Mapping):
+        return {**document, "columns": {name: told for name, told in columns.items() if name in names}}
+    if not isinstance(columns, list | tuple):
+        return document
+    kept = [told for told in columns if not isinstance(told, Mapping) or told.get("name") in names]
+    return {**document, "columns": kept}
+
+
+def bins_of(
+    ledger: LedgerReader, project: str, key: str, names: Collection[str] | None = None
+) -> dict[tuple[str, int], BinsDocument]:
     """Return the bins of the columns under a key, by column and version: those of the newest versions."""
     made: dict[tuple[str, int], BinsDocument] = {}
     for entry in ledger.scan(project, EDGES, key=key, limit=_MOST_EDGES):
-        document = read(entry, EdgesDocument)
+        document = read(entry, EdgesDocument, _with_columns(entry.document, names))
         for name, bins in (document.columns if document else {}).items():
             made.setdefault((name, bins.version), bins)
     return made

@@ -56,7 +56,7 @@ def feature(ask: Ask, kind: str, view: str, name: str) -> Page:
 def _statistics(ask: Ask, record: Record, name: str, columns: int) -> dict[str, object]:
     generation = 0 if record.kind == ON_DEMAND else generation_of(record.document)
     key = f"{record.name}.{generation}"
-    profile = profile_of(ask.ledger, ask.project.name, key, columns=columns, runs=MOST_RUNS)
+    profile = profile_of(ask.ledger, ask.project.name, key, columns=columns, runs=MOST_RUNS, names={name})
     found, training_set = profile.sum_of(name), ""
     if found is None:
         saved = ask.site.named(ask.project, ask.state).sets

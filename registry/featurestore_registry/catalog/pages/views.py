@@ -50,8 +50,10 @@ def view(ask: Ask, record: Record) -> Page:
     rows, ticks = windows_of(record)
     services = [each.name for each in ask.project.users(record.key) if each.kind == SERVICE]
     key = f"{record.name}.{generation_of(document)}"
+    names = {feature.name for feature in shown}
     profile = ask.if_may(
-        Role.READER, lambda: profile_of(ask.ledger, ask.project.name, key, columns=len(features), runs=MOST_RUNS)
+        Role.READER,
+        lambda: profile_of(ask.ledger, ask.project.name, key, columns=len(features), runs=MOST_RUNS, names=names),
     )
     return Page(
         "view.html",
