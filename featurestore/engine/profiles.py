@@ -55,7 +55,8 @@ class Sample:
     @classmethod
     def within(cls, columns: int) -> Sample:
         """Return the sample for so many columns: fewer rows where there are hundreds, since sorting them costs most."""
-        return cls(least=min(cls.least, max(10_000, 5_000_000 // max(columns, 1))))
+        least = min(cls.least, max(10_000, 5_000_000 // max(columns, 1)))
+        return cls(least=least, most=min(cls.most, max(least, 50_000_000 // max(columns, 1))))
 
     def of(self, rows: int) -> float:
         """Return the share of so many rows; a hash draws a little more or less than it."""

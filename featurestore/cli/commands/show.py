@@ -126,7 +126,7 @@ def _lines(value: Any) -> list[str]:
     """Return a value as a person reads it; code and SQL stand on lines of their own."""
     if isinstance(value, bool):
         return ["yes" if value else "no"]
-    text = str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     if "\n" not in text.strip():
         return [text.strip()]
     return ["", *textwrap.dedent(text.strip("\n").expandtabs()).rstrip().split("\n")]
