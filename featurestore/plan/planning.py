@@ -32,12 +32,12 @@ from featurestore.project.loader import collect
 from featurestore.registered.records import KINDS, from_records, to_record, with_dependencies
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.windows.layout import Layout
-from featurestore.workspace import Readers, Workspace
+from featurestore.workspace import Readers
 
 SHOWN_COMMIT = 12
 
 
-def as_if_applied(workspace: Workspace, asked: Sequence[Any]) -> Snapshot:
+def as_if_applied(workspace: Readers, asked: Sequence[Any]) -> Snapshot:
     """Return the snapshot that an apply of what is asked for would make, by name or as objects; changes nothing."""
     names = {each.partition(":")[0] for each in asked if isinstance(each, str)}
     wanted: list[Any] = [found for found in workspace.code if found.name in names]
