@@ -53,7 +53,7 @@ def events_view(
 
 def event_count(context: Context) -> int:
     """Return how many events are measured."""
-    return 20_000 if context.is_quick else EVENTS
+    return 4_000 if context.is_quick else EVENTS
 
 
 def events_log(context: Context, kind: str, times: int = 1) -> Path:
