@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,18 @@ from featurestore_registry.http.client import open_registry as open_http
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change
 from featurestore_registry.sql import open_registry
-from support.catalog_registry import HOSTILE, HTML, OTHER, PROJECT, fill
+from support.catalog_registry import (
+    CHANGED_STATS,
+    HOSTILE,
+    HTML,
+    OTHER,
+    PROJECT,
+    driver,
+    fill,
+    put,
+    rider_eta,
+    trips,
+)
 from support.catalog_server import serving_catalog
 from support.clock import ManualClock
 from support.registry_server import serving_registry
@@ -419,3 +431,35 @@ def test_documents_of_another_version_stop_no_page(tmp_path: Path) -> None:
                 assert [path for path, code in found.items() if code == 404 and "training_set" not in path] == [
                     path for path in found if "/consumer/" in path or "consumer%3A" in path
                 ]
+
+
+def test_long_texts_make_no_long_page(tmp_path: Path) -> None:
+    text, clock = "long " * 20_000, ManualClock(0)
+    with open_registry(f"sqlite:///{tmp_path}/registry.db", clock=clock) as registry:
+        records = [
+            replace(
+                record,
+                document={**record.document, "deprecated": text},
+                fields=tuple(replace(field, description=text) for field in record.fields),
+                description=text,
+                owner=text,
+                tags={f"{number} {text}": text for number in range(100)},
+            )
+            for record in (change.record for change in put(PROJECT, driver, trips, CHANGED_STATS, rider_eta))
+            if record is not None
+        ]
+        changes = [Change("put", record.kind, record.name, record) for record in records]
+        registry.definitions.apply(PROJECT, "", changes, author=text, message=text, commit=text)
+        registry.ledger.append(PROJECT, "consumer", "c", {"name": "c", "services": [text] * 50, "description": text})
+        nested: dict[str, Any] = {"action": text}
+        for _ in range(300):
+            nested = {"action": text, "of": nested}
+        registry.journal.append(PROJECT, "audit", [("x", nested)])
+        with serving_catalog(registry) as url, httpx.Client(base_url=url) as client:
+            kinds = [f"{record.kind}/{record.name}" for record in records]
+            pages = ("", "search", "features", "revisions", "revision/1", "audit", "consumer", "consumer/c")
+            for path in (*pages, *kinds):
+                page = client.get(f"/p/{PROJECT}/{path}".rstrip("/"))
+                assert (page.status_code, len(page.content) < 200_000) == (200, True), path
+            page = client.get(f"/p/{PROJECT}/feature_view/driver_stats")
+            assert page.text.count(text[:19_000]) == 1  # it begins its own page

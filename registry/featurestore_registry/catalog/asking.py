@@ -13,15 +13,13 @@ from featurestore_registry.catalog.history import History
 from featurestore_registry.catalog.project import Project
 from featurestore_registry.catalog.site import Site
 from featurestore_registry.catalog.visitor import Visitor
-from featurestore_registry.catalog.words import to_us
+from featurestore_registry.catalog.words import MOST_ASKED, to_us
 from featurestore_registry.errors import AuthError, did_you_mean
 from featurestore_registry.interface import JournalReader, LedgerReader
 from featurestore_registry.records import State
 
 Made = TypeVar("Made")
 
-MOST_TEXT = 200
-"""Characters of a query's value that are looked at."""
 MOST_PAGES = 10_000
 
 
@@ -89,7 +87,7 @@ class Ask:
     def text(self, name: str) -> str:
         """Return a value of the query, without space around it; empty where it is not there."""
         found = self.query.get(name, ())
-        return found[0].strip()[:MOST_TEXT] if found else ""
+        return found[0].strip()[:MOST_ASKED] if found else ""
 
     def choice(self, name: str, choices: Sequence[str]) -> str:
         """Return a value of the query that is one of some; the first of these for any other."""

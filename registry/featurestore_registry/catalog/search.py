@@ -10,6 +10,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from featurestore_registry.catalog.project import OFFERS_FEATURES, ORDER, Project
+from featurestore_registry.catalog.words import MOST_ASKED, brief
 from featurestore_registry.records import Record, RecordField
 
 PER_PAGE = 50
@@ -113,7 +114,8 @@ def _facets(found: Sequence[Entry]) -> dict[str, Sequence[tuple[str, int]]]:
 
 
 def marked(text: str, terms: Sequence[str]) -> list[tuple[str, bool]]:
-    """Return a text in pieces, each with whether it is one of the words that were searched for."""
+    """Return a text, or how it begins, in pieces, each with whether it is one of the words that were searched for."""
+    text = brief(text)
     if not terms:
         return [(text, False)]
     pattern = re.compile("|".join(re.escape(term) for term in sorted(terms, key=len, reverse=True)), re.IGNORECASE)
@@ -133,7 +135,7 @@ def entries_of(project: Project) -> list[Entry]:
 
 def entry_of(kind: str, name: str, description: str, owner: str, columns: Sequence[str]) -> Entry:
     """Return what can be found of something that is no definition."""
-    return Entry(kind, name, "", "", description, owner, (), (), tuple(columns))
+    return Entry(kind, name, "", "", description, brief(owner, MOST_ASKED), (), (), tuple(columns))
 
 
 def _entries(record: Record) -> list[Entry]:
@@ -143,7 +145,7 @@ def _entries(record: Record) -> list[Entry]:
         "",
         "",
         record.description,
-        record.owner,
+        brief(record.owner, MOST_ASKED),
         (),
         _tags(record.tags),
         tuple(field.name for field in record.fields),
@@ -159,7 +161,7 @@ def _feature(record: Record, field: RecordField) -> Entry:
         record.name,
         record.kind,
         field.description,
-        record.owner,
+        brief(record.owner, MOST_ASKED),
         (field.type,),
         _tags(field.tags),
         field.inputs,
@@ -167,7 +169,7 @@ def _feature(record: Record, field: RecordField) -> Entry:
 
 
 def _tags(tags: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(f"{name}={value}" for name, value in tags.items())
+    return tuple(brief(f"{name}={value}", MOST_ASKED) for name, value in tags.items())
 
 
 def _text(entry: Entry) -> str:

@@ -28,16 +28,30 @@ _KINDS = {
 }
 
 
+MOST_ASKED = 200
+"""Characters of a query's value that are looked at, and of an owner or a tag that can be searched for."""
+MOST_SHOWN = 4_000
+"""At most so many characters of a text are on a page, unless its template says how many."""
+
+
+class Brief(str):
+    """A text of which a page shows no more than it should."""
+
+    __slots__ = ()
+
+
 def seen(value: Any) -> Any:
     """Return a value for a page: characters that nobody sees, or that turn text around, are written as escapes."""
-    if type(value) is not str or (value.isascii() and value.isprintable()):
+    if type(value) is str:
+        value = brief(value, MOST_SHOWN)
+    if type(value) is not Brief or (value.isascii() and value.isprintable()):
         return value
     return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
 
-def brief(text: str, most: int = 240) -> str:
+def brief(text: str, most: int = 240) -> Brief:
     """Return a text, or how it begins: nobody's description fills a list."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return Brief(text if len(text) <= most else f"{text[: most - 1]}…")
 
 
 def kind_name(kind: str, count: int = 1) -> str:

@@ -19,6 +19,8 @@ SORTS = ("name", "view", "type", "owner", "newest", "nulls", "distinct")
 NUMBERS = frozenset({"newest", "nulls", "distinct"})
 MOST_AUDIT = 1_000
 AUDIT_PER_PAGE = 50
+_MOST_DEPTH = 8
+"""How deep in an entry's document the list goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +127,12 @@ def _about(document: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {_text(told)}" for name, told in rest.items())[:600]
 
 
-def _text(told: Any) -> str:
+def _text(told: Any, depth: int = 0) -> str:
+    if depth > _MOST_DEPTH:
+        return "…"
     if isinstance(told, list):
-        return ", ".join(map(_text, told)) or "none"
+        return ", ".join(_text(each, depth + 1) for each in told) or "none"
     if isinstance(told, dict):
-        return ", ".join(f"{name} {_text(each)}" for name, each in told.items() if each and not name.endswith("_us"))
+        parts = ((name, each) for name, each in told.items() if each and not name.endswith("_us"))
+        return ", ".join(f"{name} {_text(each, depth + 1)}" for name, each in parts)
     return str(told)
