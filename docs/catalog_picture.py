@@ -1,6 +1,6 @@
 """Take the picture of the catalog that README and documentation show: ``python docs/catalog_picture.py``.
 
-Of the example as `make demo` leaves it; needs Chromium on PATH.
+It shows the example as `make demo` leaves it, and needs Chromium on PATH.
 """
 
 from __future__ import annotations

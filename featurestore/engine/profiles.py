@@ -79,7 +79,7 @@ class ColumnTotals:
     """None as the maximum of lists, bytes, hidden columns, and where there is no value."""
     maximum: Any = None
     mean: float | None = None
-    """Of numbers only, as the deviation: that of these rows, not of a population."""
+    """Only numbers have it, as they do a deviation, which is that of these rows and not of a population."""
     deviation: float | None = None
 
 

@@ -39,7 +39,7 @@ class ListedFeature:
     services: tuple[str, ...]
     """The services that read it."""
     null_share: float | None
-    """Of the rows that the last run appended, or of the last saved training set that has it; None if neither tells."""
+    """Counted in the rows of the last run, or else in the last saved training set that has it; None without either."""
     newest_event_us: int | None
     """The view's newest committed event time; of an on-demand feature the oldest among its views'."""
 

@@ -188,7 +188,7 @@ def profile_file(workspace: Readers, path: str) -> Profile:
     reader = _NOT_PARQUET.get(Path(path).suffix.lower())
     if reader is not None and not Path(path).is_dir():
         raise SourceFileError(
-            f"{path} is no Parquet file.",
+            f"{path} is not a Parquet file.",
             hint=f"Write it as one, or pass a frame in Python: `store.profile(pandas.read_{reader}({path!r}))`.",
         )
     return _profile_files(workspace, path, ParquetSource("file", str(Path(path).absolute()), "event_timestamp"))

@@ -22,7 +22,7 @@ SPIKE_SHARE, SPIKE_TIMES, NEIGHBOURS = 0.01, 10, 5
 """So is a number with this share that is so many times as frequent as the median of its next ones, so many on each
 side: a sentinel as -999, or the zeros of amounts. A bin between edges would smear it over real values."""
 SHOWN_VALUES = 100
-"""Of a text column with more different values only those with `POINT_SHARE` of the rows are points."""
+"""In a text column with more different values, only those with `POINT_SHARE` of the rows are points."""
 PINNED_ROWS = 10_000
 """Bins of fewer rows are provisional: they are made again when the log has twice as many."""
 OUTSIDE_SHARE, LEAST_VALUES = 0.2, 50

@@ -51,7 +51,7 @@ class Counted:
         return found if self.kind == Bytes else plain(self.kind, found)
 
     def places(self, points: Sequence[Scalar]) -> npt.NDArray[np.int64]:
-        """Return for each value its place among points, -1 for one that is none of them."""
+        """Return the place of each value among the points, or -1."""
         import pyarrow as pa
         import pyarrow.compute as pc
 

@@ -151,7 +151,7 @@ def test_files_and_frames_need_no_project(
         ("", NotFoundError, "''"),
         ("a" * 300, NotFoundError, "aaa"),
         ("data/" + "a" * 300 + ".parquet", SourceFileError, "aaa"),
-        ("data/trips.csv", SourceFileError, "data/trips.csv is no Parquet file"),
+        ("data/trips.csv", SourceFileError, "data/trips.csv is not a Parquet file"),
         ("driver", InputError, "'driver' is of kind entity"),
         ("trip_length", InputError, "'trip_length' computes its features"),
         ("SELECT gone FROM driver_stats_source", EntityFrameError, "The SQL of the profile fails: .*gone"),

@@ -49,7 +49,7 @@ READ_WHOLE_FILES = 100
 _ROW, DOING = "fs_profiled_row", "profile columns"
 NO_VALUES = (None, None)
 FEW_DISTINCT, _NEARLY = 100, 1.02
-"""Of so few values in any row group a sample sees each that matters; bounds so near to each other are an answer."""
+"""With so few values in every row group the sample holds all that matter, and bounds this close are the answer."""
 _CUT_BYTES = 64
 """Some writers cut the extremes of texts in footers to so many bytes."""
 _NEAR, _WIDE, _LARGER = 4, 1e100, 10**6

@@ -27,7 +27,7 @@ logger = logging.getLogger("featurestore.registry")
 _FOREVER = "public, max-age=31536000, immutable"
 _MOST_PATH = 4_000
 MOST_FIELDS = 50
-"""A query with more is none."""
+"""A query with more fields is read as empty."""
 _NOBODY: Mapping[str, object] = {"visitor": Visitor(), "nav": None, "here": ()}
 
 
