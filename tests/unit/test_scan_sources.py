@@ -15,7 +15,7 @@ from featurestore.definitions import ParquetSource
 from featurestore.engine.duck.engine import open_engine
 from featurestore.engine.duck.session import EngineSettings, Session
 from featurestore.engine.interface import SourceFile
-from featurestore.errors import EngineError, SourceError, SourceFileError, SourceSchemaError
+from featurestore.errors import EngineError, EntityFrameError, SourceError, SourceFileError, SourceSchemaError
 from featurestore.materialization.spans import _fingerprint
 
 
@@ -111,6 +111,63 @@ def test_a_connection_sees_its_files_alone(tmp_path, is_prepared):
                 connection.execute(sql)
 
 
+def test_sql_of_our_own_shares_a_database_that_sees_the_folders_asked_for(tmp_path):
+    repo, table, aside = tmp_path / "repo", tmp_path / "table", tmp_path / "aside"
+    for folder in (repo, table, aside):
+        folder.mkdir()
+        write(folder / "a.parquet", table_of())
+    session = Session(repo, EngineSettings())
+    with session.reading([repo / "a.parquet"]) as connection:
+        connection.execute("CREATE TEMP TABLE kept AS SELECT 1")
+        with session.reading([aside / "a.parquet"]) as inner, pytest.raises(duckdb.PermissionException):
+            inner.execute(f"SELECT * FROM '{repo / 'a.parquet'}'")  # a block in a block is alone and locked
+    first = session._kept
+    with session.reading([repo / "sub" / "b.parquet"], aside=True) as connection:
+        assert session._kept is first
+        with pytest.raises(duckdb.CatalogException, match="kept"):
+            connection.execute("SELECT * FROM kept")
+    assert session._kept is first
+    with session.reading([table / "a.parquet"]) as connection:  # another folder: another database, which sees both
+        assert session._kept is not first
+        counts = [f"SELECT count(*) FROM '{folder / 'a.parquet'}'" for folder in (repo, table)]
+        assert [connection.execute(count).fetchone() for count in counts] == [(3,), (3,)]
+        for sql in (f"SELECT * FROM '{aside / 'a.parquet'}'", f"COPY (SELECT 1) TO '{aside / 'out'}'"):
+            with pytest.raises(duckdb.PermissionException):
+                connection.execute(sql)
+        for sql in ("SET enable_external_access = true", "SET allowed_directories = ['/']"):
+            with pytest.raises(duckdb.Error):
+                connection.execute(sql)
+
+
+@pytest.mark.parametrize("folder", ["", "/", "relative", "/tmp/odd[1]", "/tmp/odd*"])
+def test_no_folder_that_stands_for_others_is_shown_to_the_shared_database(tmp_path, folder):
+    session = Session(tmp_path, EngineSettings())
+    with session.reading([f"{folder}/a.parquet"]) as connection, pytest.raises(duckdb.Error, match="locked"):
+        connection.execute("SET threads = 1")
+    assert session._kept is None
+
+
+def test_a_database_is_not_used_again_after_an_error(tmp_path):
+    session = Session(tmp_path, EngineSettings())
+    with pytest.raises(ZeroDivisionError), session.reading([tmp_path / "a.parquet"]):
+        raise ZeroDivisionError
+    assert session._kept is None
+    with session.reading([tmp_path / "a.parquet"]) as connection:
+        assert connection.execute("SELECT 1").fetchall() == [(1,)]
+
+
+def test_sql_of_users_runs_in_a_database_of_its_own(tmp_path):
+    write(tmp_path / "data.parquet", table_of())
+    engine = open_engine(tmp_path, EngineSettings())
+    engine.sources.first_event_us(view_of())
+    kept = engine.sources._session._kept
+    assert kept is not None
+    engine.sources.first_event_us(view_of(sql='SELECT k, "at", v FROM flights'))
+    assert engine.sources._session._kept is kept
+    with pytest.raises(EntityFrameError, match=r"disabled|Permission"):
+        engine.queries.query(f"SELECT * FROM '{tmp_path / 'data.parquet'}'", {}, {})
+
+
 FORKED = """
 import os, sys, time
 from pathlib import Path
@@ -124,6 +181,19 @@ if child and os.waitpid(child, 0)[1]:
     sys.exit("the child failed")
 print("parent" if child else "child", session.connect().execute("SELECT 1").fetchall(), flush=True)
 session.prepare()
+with session.reading([Path(sys.argv[1]) / "a"]) as connection:  # kept when the next child comes
+    connection.execute("SELECT 1")
+    if child:
+        inside = os.fork()  # and one while it is in use
+        if not inside:
+            with session.reading([Path(sys.argv[1]) / "a"]) as own:
+                os._exit(own.execute("SELECT 0").fetchall()[0][0])
+        assert os.waitpid(inside, 0)[1] == 0
+if child and os.fork() == 0:
+    with session.reading([Path(sys.argv[1]) / "a"]) as connection:
+        os._exit(connection.execute("SELECT 0").fetchall()[0][0])
+if child:
+    assert os.wait()[1] == 0
 """
 
 

@@ -72,7 +72,7 @@ class DuckLog(Log):
         until_us: int | None = None,
         batch_rows: int,
     ) -> Iterator[pa.RecordBatch]:
-        with self._session.open(reads=files) as connection, translated(READING, table_files=files):
+        with self._session.reading(files) as connection, translated(READING, table_files=files):
             counts = f"{SEQUENCE} >= {first_sequence} AND {until(until_us)}" if first_sequence else until(until_us)
             newest = _find_newest(connection, view, files, f"WHERE {counts}")
             yield from stream(connection, newest, batch_rows, arrow_schema(_shown(view)))
@@ -83,7 +83,7 @@ class DuckLog(Log):
             return 0, 0
         keys = ", ".join(map(quote, view.join_keys))
         of = f"{instants(since_us, until_us)} AND {until(until_us)}"
-        with self._session.open(reads=files) as connection, translated(READING, table_files=files):
+        with self._session.reading(files) as connection, translated(READING, table_files=files):
             each = f"SELECT bool_or({of}) AS is_within FROM ({read_log(thin(view), files)}) GROUP BY {keys}"
             ((count, within),) = connection.execute(f"SELECT count(*), count_if(is_within) FROM ({each})").fetchall()
         return int(count), int(within)
@@ -118,20 +118,20 @@ class DuckLog(Log):
     def pushed(self, files: Sequence[str]) -> int:
         if not files:
             return 0
-        with self._session.open(reads=files) as connection, translated(READING, table_files=files):
+        with self._session.reading(files) as connection, translated(READING, table_files=files):
             query = f"SELECT count(*) FROM ({read_log({ORIGIN: String}, files)}) WHERE {ORIGIN} <> '{BATCH}'"
             ((found,),) = connection.execute(query).fetchall()
         return int(found)
 
     @override
     def judge(self, view: FeatureView, files: Sequence[str], events: pa.Table) -> JudgedEvents:
-        with self._session.open(reads=files) as connection, translated(READING, table_files=files):
+        with self._session.reading(files) as connection, translated(READING, table_files=files):
             return judged(connection, view, files, events)
 
     @override
     def repeats(self, view: FeatureView, files: Sequence[str], others: Sequence[str]) -> bool:
         reads = [*files, *others]
-        with self._session.open(reads=reads) as connection, translated(READING, table_files=reads):
+        with self._session.reading(reads) as connection, translated(READING, table_files=reads):
             ((found,),) = connection.execute(repeats_sql(view, files, others)).fetchall()
         return bool(found)
 
@@ -175,7 +175,7 @@ class DuckLog(Log):
         batch_rows: int,
     ) -> Iterator[pa.RecordBatch]:
         reads = list(dict.fromkeys([*files, *removed, *added]))
-        with self._session.open(reads=reads) as connection, translated(READING, table_files=reads):
+        with self._session.reading(reads) as connection, translated(READING, table_files=reads):
             keys = ", ".join(map(quote, view.join_keys))
             kept = f"SELECT {SEQUENCE} FROM ({read_log(thin(view), added)})"
             connection.execute(
@@ -191,7 +191,7 @@ class DuckLog(Log):
     @override
     def compact(self, view: FeatureView, files: Sequence[str], folder: Path) -> tuple[Path, ...]:
         doing = f"compact the table of view {view.name!r}"
-        with self._session.open(reads=files, writes=folder) as connection, translated(doing, table_files=files):
+        with self._session.reading(files, writes=folder) as connection, translated(doing, table_files=files):
             query = f"{read_whole_log(view, files)} ORDER BY {', '.join(LOG_ORDER)}"
             return (write_parquet(connection, query, folder),)
 

@@ -75,7 +75,7 @@ class DuckQueries(Queries):
 
         def batches() -> Iterator[pa.RecordBatch]:
             doing = f"read the rows of view {view.name!r}"
-            with self._session.open(reads=files) as connection, translated(doing, table_files=files):
+            with self._session.reading(files) as connection, translated(doing, table_files=files):
                 yield from stream(connection, sql, batch_rows, schema)
 
         return pa.RecordBatchReader.from_batches(schema, batches())

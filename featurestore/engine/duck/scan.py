@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,8 +77,7 @@ def opened(
     """Open a view's sources and check that the view ``fits`` them; ``reads`` are further files."""
     tables = open_sources(session, view)
     paths = [path for table in tables for path in table.paths]
-    in_order = view.sql is not None and depends_on_order(view.sql)
-    with session.open(reads=[*paths, *reads], writes=writes, in_order=in_order) as connection:
+    with _connected(session, view, [*paths, *reads], writes) as connection:
         readers = tuple(Reader(connection, table) for table in tables)
         found: tuple[SourceColumn, ...] = tables[0].columns
         if view.sql is not None:
@@ -89,6 +88,15 @@ def opened(
         if fits:
             check_columns(view, found)
         yield Scanned(view, connection, tables, found, readers)
+
+
+def _connected(
+    session: Session, view: FeatureView, files: Sequence[str], writes: Path | None
+) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    if view.sql is None and not any(each.where for each in view.aggregations):
+        return session.reading(files, writes=writes)
+    in_order = view.sql is not None and depends_on_order(view.sql)
+    return session.open(reads=files, writes=writes, in_order=in_order)
 
 
 def open_sources(session: Session, view: FeatureView) -> tuple[SourceTable, ...]:

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -41,6 +42,8 @@ FOLDER_SAYS = ", but its folder says "
 _PATTERN = re.compile(r"[*?\[]")
 _WRITTEN = re.compile(r'Could not write file [\\"]+([^"]+\.parquet)[\\"]+:')
 """What DuckDB says of a file that was its task to write; it spills into files of other names."""
+MOST_FOLDERS = 100
+"""How many folders a database that is kept may see."""
 NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
@@ -55,6 +58,16 @@ class EngineSettings:
     """The folder to spill to; relative paths are relative to the feature repo. None: the machine's temporary folder."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A database that one use after the other reads with; see `docs/decisions/kept-database.md`."""
+
+    database: duckdb.DuckDBPyConnection
+    folders: frozenset[str]
+    """What it may see."""
+    threads: int
+
+
 class Session:
     """Makes connections that see only the files they are given. `root` is the feature repo."""
 
@@ -62,6 +75,9 @@ class Session:
         self.root = root
         self.settings = settings
         self._prepared: Future[duckdb.DuckDBPyConnection] | None = None
+        self._kept: _Kept | None = None
+        self._in_use = threading.Lock()
+        """Held while somebody uses the kept database."""
         _sessions.add(self)
 
     def prepare(self) -> None:
@@ -69,7 +85,7 @@ class Session:
 
         `connect` raises its errors.
         """
-        if self._prepared is None:
+        if self._prepared is None and self._kept is None:
             starter = ThreadPoolExecutor(1, thread_name_prefix="engine start")
             with suppress(RuntimeError):  # Python is ending and starts no threads: `connect` does it then
                 self._prepared = starter.submit(self._start)
@@ -90,19 +106,13 @@ class Session:
         What is done ``aside`` takes half of the threads: two on one core cost more than they save. The caller closes
         it; `open` does so by itself.
         """
-        prepared, self._prepared = self._prepared, None
-        connection = self._start() if prepared is None else prepared.result()
+        connection = self._take_prepared()
         with translated("start", hint=START_HINT):
-            connection.execute("SET TimeZone = 'UTC'")
+            _set_up(connection)
             if in_order:
                 connection.execute("SET threads = 1")
             elif aside:
-                ((threads,),) = connection.execute("SELECT current_setting('threads')").fetchall()
-                connection.execute(f"SET threads = {max(1, int(threads) // 2)}")
-            # A progress bar would write into the caller's output. In a notebook without ipywidgets there is no bar, and
-            # DuckDB refuses to turn it off.
-            if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
-                connection.execute("SET enable_progress_bar = false")
+                connection.execute(f"SET threads = {_half(_threads(connection))}")
             allowed = [str(path) for path in reads]
             # To find a file by a pattern, DuckDB needs permission for the pattern and for the file.
             patterns = [_escaped(path) for path in allowed if _PATTERN.search(path)]
@@ -113,6 +123,70 @@ class Session:
             connection.execute("SET lock_configuration = true")
         _open.add(connection)
         return connection
+
+    @contextmanager
+    def reading(
+        self, files: Iterable[str | Path], *, writes: Path | None = None, aside: bool = False
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Make a connection for SQL in which nothing is a user's, and close it at the end of the block.
+
+        It shares a database with the blocks before it, which may see the repo and the folders that any of them asked
+        for; what one makes is gone for the next. Inside another such block, and for files in very many folders, it is
+        as `open`.
+        """
+        paths, in_use = [*map(Path, files)], self._in_use
+        folders = {self._seen(path.parent) for path in paths} | ({self._seen(writes)} if writes else set())
+        if len(folders) > MOST_FOLDERS or not all(map(_may_be_seen, folders)) or not in_use.acquire(blocking=False):
+            with self.open(reads=paths, writes=writes, aside=aside) as connection:
+                yield connection
+            return
+        try:
+            kept = self._keep(folders)
+            with translated("start", hint=START_HINT):
+                connection = kept.database.cursor()
+                _open.add(connection)
+                _set_up(connection)
+                connection.execute(f"SET threads = {_half(kept.threads) if aside else kept.threads}")
+            try:
+                yield connection
+            finally:
+                close(connection)
+        except BaseException:
+            self._drop_kept()  # after some errors a database takes no more queries
+            raise
+        finally:
+            in_use.release()  # in the child of a fork the session has another one
+
+    def _seen(self, folder: Path) -> str:
+        """Return the folder that the kept database may see, for one that a block asks for: all of a repo's are one."""
+        return str(self.root if folder.is_relative_to(self.root) else folder)
+
+    def _keep(self, folders: set[str]) -> _Kept:
+        """Return the kept database, another one if it may not see these folders."""
+        kept = self._kept
+        if kept is not None and folders <= kept.folders:
+            return kept
+        known = frozenset[str]() if kept is None else kept.folders
+        self._drop_kept()
+        allowed = frozenset(folders | known)
+        database = self._take_prepared()
+        _open.add(database)
+        with translated("start", hint=START_HINT):
+            among = folders if len(allowed) > MOST_FOLDERS else allowed
+            threads = _threads(database)
+            database.execute(f"SET allowed_directories = {text_list(sorted(among))}")
+            database.execute("SET enable_external_access = false")
+        self._kept = _Kept(database, frozenset(among), threads)
+        return self._kept
+
+    def _drop_kept(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            close(kept.database)
+
+    def _take_prepared(self) -> duckdb.DuckDBPyConnection:
+        prepared, self._prepared = self._prepared, None
+        return self._start() if prepared is None else prepared.result()
 
     def _start(self) -> duckdb.DuckDBPyConnection:
         """Return a connection to a new database, not locked yet."""
@@ -169,7 +243,7 @@ _sessions: WeakSet[Session] = WeakSet()
 
 
 def _drop_prepared() -> None:
-    """Close the prepared connection before a fork: a child does not have its threads and would wait for them for ever.
+    """Close idle connections before a fork: a child does not have their threads and would wait for them for ever.
 
     A fork must not happen during the start of a database either: the child would find DuckDB's locks held.
     """
@@ -177,6 +251,11 @@ def _drop_prepared() -> None:
         prepared, session._prepared = session._prepared, None
         if prepared is not None and prepared.exception() is None:
             prepared.result().close()
+        if session._in_use.acquire(blocking=False):  # what is in use stays open, as every connection does
+            try:
+                session._drop_kept()
+            finally:
+                session._in_use.release()
 
 
 _open: WeakSet[Any] = WeakSet()
@@ -188,9 +267,34 @@ def _keep_inherited() -> None:
     """In a child: keep the parent's connections for ever. Closing one without its threads hangs or kills the child."""
     _inherited.extend(_open)
     _open.clear()
+    for session in list(_sessions):
+        session._kept, session._in_use = None, threading.Lock()
 
 
 os.register_at_fork(before=_drop_prepared, after_in_child=_keep_inherited)
+
+
+def _set_up(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("SET TimeZone = 'UTC'")
+    # A progress bar would write into the caller's output. In a notebook without ipywidgets there is no bar, and DuckDB
+    # refuses to turn it off.
+    if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+        connection.execute("SET enable_progress_bar = false")
+
+
+def _may_be_seen(folder: str) -> bool:
+    """Tell whether a database may be given a folder: DuckDB would take others for patterns, or for everything."""
+    path = Path(folder)
+    return path.is_absolute() and len(path.parts) > 1 and _PATTERN.search(folder) is None
+
+
+def _threads(connection: duckdb.DuckDBPyConnection) -> int:
+    ((threads,),) = connection.execute("SELECT current_setting('threads')").fetchall()
+    return int(threads)
+
+
+def _half(threads: int) -> int:
+    return max(1, threads // 2)
 
 
 def close(connection: duckdb.DuckDBPyConnection) -> None:
