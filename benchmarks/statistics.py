@@ -19,7 +19,8 @@ from featurestore import FeatureStore
 
 COLUMNS: dict[str, Column] = {f"{name}_{copy}": column for copy in (1, 2) for name, column in MIXED.items()}
 """Twenty features: floats, integers, bools, texts, instants and decimals."""
-TARGET = Target(at_most=1.2)
+TARGET = Target(at_most=1.25)
+"""A fifth of the run, its own time included."""
 
 
 def run(context: Context) -> Iterator[Section]:

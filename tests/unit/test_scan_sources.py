@@ -122,7 +122,7 @@ def test_sql_of_our_own_shares_a_database_that_sees_the_folders_asked_for(tmp_pa
         with session.reading([aside / "a.parquet"]) as inner, pytest.raises(duckdb.PermissionException):
             inner.execute(f"SELECT * FROM '{repo / 'a.parquet'}'")  # a block in a block is alone and locked
     first = session._kept
-    with session.reading([repo / "sub" / "b.parquet"], aside=True) as connection:
+    with session.reading([repo / "sub" / "b.parquet"]) as connection:
         assert session._kept is first
         with pytest.raises(duckdb.CatalogException, match="kept"):
             connection.execute("SELECT * FROM kept")

@@ -107,7 +107,7 @@ class DuckProfiles(Profiles):
         if isinstance(rows, ParquetSource):
             table = open_source(self._session, rows)
             with (
-                self._session.reading(table.paths, aside=True) as connection,
+                self._session.reading(table.paths) as connection,
                 translated(DOING, source_files=table.paths),
             ):
                 names = {column.name.lower() for column in table.columns}
@@ -121,13 +121,13 @@ class DuckProfiles(Profiles):
                 count = sum(footer.rows for footer in table.footers)
                 yield _Relation(connection, f"({query})", place, cast, count)
         elif isinstance(rows, Sequence):
-            with self._session.reading(rows, aside=True) as connection, translated(DOING, table_files=rows):
+            with self._session.reading(rows) as connection, translated(DOING, table_files=rows):
                 yield _files(connection, rows, columns)
         else:
             import numpy as np
             import pyarrow as pa
 
-            with self._session.reading([], aside=True) as connection, translated(DOING):
+            with self._session.reading([]) as connection, translated(DOING):
                 place = _free(_ROW, {name.lower() for name in columns})
                 numbered = rows.select(list(columns)).append_column(place, pa.array(np.arange(rows.num_rows)))
                 connection.register("profiled", numbered)

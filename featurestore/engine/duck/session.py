@@ -65,7 +65,6 @@ class _Kept:
     database: duckdb.DuckDBPyConnection
     folders: frozenset[str]
     """What it may see."""
-    threads: int
 
 
 class Session:
@@ -97,22 +96,18 @@ class Session:
         reads: Iterable[str | Path] = (),
         writes: Path | None = None,
         in_order: bool = False,
-        aside: bool = False,
     ) -> duckdb.DuckDBPyConnection:
         """Return a connection to a database of its own, locked: it reads ``reads`` and writes below ``writes``.
 
         Everything runs in UTC, nothing is downloaded, SQL cannot read Python variables. With ``in_order`` one thread
         does everything: rows always come in the order of files and rows, so that results that depend on it repeat.
-        What is done ``aside`` takes half of the threads: two on one core cost more than they save. The caller closes
-        it; `open` does so by itself.
+        The caller closes it; `open` does so by itself.
         """
         connection = self._take_prepared()
         with translated("start", hint=START_HINT):
             _set_up(connection)
             if in_order:
                 connection.execute("SET threads = 1")
-            elif aside:
-                connection.execute(f"SET threads = {_half(_threads(connection))}")
             allowed = [str(path) for path in reads]
             # To find a file by a pattern, DuckDB needs permission for the pattern and for the file.
             patterns = [_escaped(path) for path in allowed if _PATTERN.search(path)]
@@ -126,7 +121,7 @@ class Session:
 
     @contextmanager
     def reading(
-        self, files: Iterable[str | Path], *, writes: Path | None = None, aside: bool = False
+        self, files: Iterable[str | Path], *, writes: Path | None = None
     ) -> Iterator[duckdb.DuckDBPyConnection]:
         """Make a connection for SQL in which nothing is a user's, and close it at the end of the block.
 
@@ -137,7 +132,7 @@ class Session:
         paths, in_use = [*map(Path, files)], self._in_use
         folders = {self._seen(path.parent) for path in paths} | ({self._seen(writes)} if writes else set())
         if len(folders) > MOST_FOLDERS or not all(map(_may_be_seen, folders)) or not in_use.acquire(blocking=False):
-            with self.open(reads=paths, writes=writes, aside=aside) as connection:
+            with self.open(reads=paths, writes=writes) as connection:
                 yield connection
             return
         try:
@@ -146,7 +141,6 @@ class Session:
                 connection = kept.database.cursor()
                 _open.add(connection)
                 _set_up(connection)
-                connection.execute(f"SET threads = {_half(kept.threads) if aside else kept.threads}")
             try:
                 yield connection
             finally:
@@ -173,10 +167,9 @@ class Session:
         _open.add(database)
         with translated("start", hint=START_HINT):
             among = folders if len(allowed) > MOST_FOLDERS else allowed
-            threads = _threads(database)
             database.execute(f"SET allowed_directories = {text_list(sorted(among))}")
             database.execute("SET enable_external_access = false")
-        self._kept = _Kept(database, frozenset(among), threads)
+        self._kept = _Kept(database, frozenset(among))
         return self._kept
 
     def _drop_kept(self) -> None:
@@ -214,10 +207,9 @@ class Session:
         reads: Iterable[str | Path] = (),
         writes: Path | None = None,
         in_order: bool = False,
-        aside: bool = False,
     ) -> Iterator[duckdb.DuckDBPyConnection]:
         """Make a connection as `connect` does and close it at the end of the block."""
-        connection = self.connect(reads=reads, writes=writes, in_order=in_order, aside=aside)
+        connection = self.connect(reads=reads, writes=writes, in_order=in_order)
         try:
             yield connection
         finally:
@@ -286,15 +278,6 @@ def _may_be_seen(folder: str) -> bool:
     """Tell whether a database may be given a folder: DuckDB would take others for patterns, or for everything."""
     path = Path(folder)
     return path.is_absolute() and len(path.parts) > 1 and _PATTERN.search(folder) is None
-
-
-def _threads(connection: duckdb.DuckDBPyConnection) -> int:
-    ((threads,),) = connection.execute("SELECT current_setting('threads')").fetchall()
-    return int(threads)
-
-
-def _half(threads: int) -> int:
-    return max(1, threads // 2)
 
 
 def close(connection: duckdb.DuckDBPyConnection) -> None:
