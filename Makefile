@@ -2,8 +2,8 @@
 # Both need Python >= 3.11 and make; everything else is installed into .venv.
 
 PYTHON ?=
-# Half more than there are cores: much of the tests' time is waiting, for servers, clocks and disks.
-JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 3 / 2 )))
+# Twice as many as there are cores: much of the tests' time is waiting, for servers, clocks and disks.
+JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 

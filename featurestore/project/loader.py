@@ -192,7 +192,7 @@ def _import_hint(error: BaseException, name: str, root: Path, *, is_package: boo
 
 
 def _forget(name: str) -> None:
-    for loaded in [known for known in sys.modules if known == name or known.startswith(f"{name}.")]:
+    for loaded in [known for known in list(sys.modules) if known == name or known.startswith(f"{name}.")]:
         del sys.modules[loaded]
 
 

@@ -36,7 +36,7 @@ def filled(folder: Path, batches: list[list[int]]) -> Workspace:
 
 
 @given(batches=st.lists(INSTANTS, min_size=1, max_size=4), rows=st.integers(1, 10))
-@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(8), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_it_shows_the_newest_rows_of_all_files(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[int]], rows: int
 ) -> None:

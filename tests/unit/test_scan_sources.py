@@ -139,7 +139,21 @@ def test_sql_of_our_own_shares_a_database_that_sees_the_folders_asked_for(tmp_pa
                 connection.execute(sql)
 
 
-@pytest.mark.parametrize("folder", ["", "/", "relative", "/tmp/odd[1]", "/tmp/odd*"])
+def test_links_lead_the_shared_database_where_they_point(tmp_path):
+    repo, real = tmp_path / "repo", tmp_path / "real"
+    repo.mkdir()
+    real.mkdir()
+    write(real / "a.parquet", table_of())
+    (repo / "folder").symlink_to(real)
+    (repo / "file.parquet").symlink_to(real / "a.parquet")
+    for path in (repo / "folder" / "a.parquet", repo / "file.parquet"):
+        session = Session(repo, EngineSettings())
+        with session.reading([path]) as connection:
+            assert connection.execute(f"SELECT count(*) FROM '{path}'").fetchone() == (3,)
+        assert session._kept is not None
+
+
+@pytest.mark.parametrize("folder", ["", "/", "/tmp/odd[1]", "/tmp/odd*"])
 def test_no_folder_that_stands_for_others_is_shown_to_the_shared_database(tmp_path, folder):
     session = Session(tmp_path, EngineSettings())
     with session.reading([f"{folder}/a.parquet"]) as connection, pytest.raises(duckdb.Error, match="locked"):

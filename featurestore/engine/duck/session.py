@@ -130,7 +130,10 @@ class Session:
         as `open`.
         """
         paths, in_use = [*map(Path, files)], self._in_use
-        folders = {self._seen(path.parent) for path in paths} | ({self._seen(writes)} if writes else set())
+        parents = {path.parent for path in paths} | ({writes} if writes else set())
+        # DuckDB follows links before it looks at what it may see.
+        parents |= {Path(os.path.realpath(path)).parent for path in paths if path.is_symlink()}
+        folders = {self._seen(Path(os.path.realpath(folder))) for folder in parents}
         if len(folders) > MOST_FOLDERS or not all(map(_may_be_seen, folders)) or not in_use.acquire(blocking=False):
             with self.open(reads=paths, writes=writes) as connection:
                 yield connection
@@ -153,7 +156,8 @@ class Session:
 
     def _seen(self, folder: Path) -> str:
         """Return the folder that the kept database may see, for one that a block asks for: all of a repo's are one."""
-        return str(self.root if folder.is_relative_to(self.root) else folder)
+        root = Path(os.path.realpath(self.root))
+        return str(root if folder.is_relative_to(root) else folder)
 
     def _keep(self, folders: set[str]) -> _Kept:
         """Return the kept database, another one if it may not see these folders."""
