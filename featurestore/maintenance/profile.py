@@ -191,7 +191,13 @@ def profile_file(workspace: Readers, path: str) -> Profile:
             f"{path} is not a Parquet file.",
             hint=f"Write it as one, or pass a frame in Python: `store.profile(pandas.read_{reader}({path!r}))`.",
         )
-    return _profile_files(workspace, path, ParquetSource("file", str(Path(path).absolute()), "event_timestamp"))
+    try:
+        return _profile_files(workspace, path, ParquetSource("file", str(Path(path).absolute()), "event_timestamp"))
+    except SourceFileError as error:  # which speaks of a source: nobody declared one
+        if error.details.get("source"):
+            raise SourceFileError(f"{path} matches no Parquet file.", hint="Check the path.", path=path) from None
+        hint = "Write it as a Parquet file, or pass others; in Python a frame, too: `store.profile(frame)`."
+        raise SourceFileError(error.message, hint=hint, path=path) from None
 
 
 def _profile_files(workspace: Readers, name: str, source: ParquetSource) -> Profile:

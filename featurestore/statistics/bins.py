@@ -68,13 +68,13 @@ def _points(counted: Counted, *, shows_all: bool) -> npt.NDArray[np.int64]:
     )
     if few:
         return counted.most_frequent(BINS)
-    points = np.union1d(often, _spikes(counted))
+    points = np.union1d(often, spikes(counted))
     if len(points) > BINS:
         points = np.intersect1d(points, counted.most_frequent(BINS))
     return points.astype(np.int64)
 
 
-def _spikes(counted: Counted) -> npt.NDArray[np.int64]:
+def spikes(counted: Counted) -> npt.NDArray[np.int64]:
     """Return the places of numbers that are far more frequent than those next to them."""
     if counted.keys is None:
         return np.zeros(0, np.int64)
@@ -108,10 +108,16 @@ def _edges(counted: Counted, points: npt.NDArray[np.int64]) -> npt.NDArray[np.fl
 
 
 def widened(bins: BinsDocument, counted: Counted) -> BinsDocument:
-    """Return bins whose edges hold all of these values, too: they may be too few to be in the sample that made them."""
+    """Return bins whose edges hold all of these values, too: they may be too few to be in the sample that made them.
+
+    Points stay outside: an edge at a sentinel would spread the rows of its bin over values that there are not.
+    """
     if counted.keys is None or not bins.edges or not len(counted.keys):
         return bins
-    least, greatest = float(counted.keys[0]), float(counted.keys[-1])
+    keys = counted.keys[counted.places(bins.points) < 0]
+    if not len(keys):
+        return bins
+    least, greatest = float(keys[0]), float(keys[-1])
     return replace(bins, edges=(min(bins.edges[0], least), *bins.edges[1:-1], max(bins.edges[-1], greatest)))
 
 

@@ -8,10 +8,12 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from featurestore_registry.documents import ColumnStatistics, Scalar
 
 from featurestore.engine.interface import Engine
 from featurestore.engine.profiles import ProfiledColumns, Sample
+from featurestore.statistics.bins import spikes
 from featurestore.statistics.columns import Column, statistics_of, totals_in
 from featurestore.statistics.counting import Counted, count
 from featurestore.tables import visible
@@ -41,6 +43,9 @@ class Drawing:
     bars: tuple[int, ...] = ()
     """Rows of the sample in intervals of equal width between the 1 % and the 99 % quantile; for few different numbers
     those of each; of texts and bools none, whose frequent values are in ``top``."""
+    apart: tuple[tuple[Scalar, int], ...] = ()
+    """Frequent numbers so far from all others that bars for them would press the others into few, such as a sentinel of
+    -999, and their rows of the sample: no bar counts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,21 +161,41 @@ def _column(
     made = statistics_of(column, profiled.rows, counted, totals_in(profiled, column, counted))
     if counted is None or column.is_hidden:
         return made, Drawing(0)
-    return made, Drawing(profiled.sample.num_rows, _bars(counted))
+    return made, _drawn(counted, profiled.sample.num_rows)
 
 
-def _bars(counted: Counted) -> tuple[int, ...]:
+def _drawn(counted: Counted, rows: int) -> Drawing:
     keys = counted.keys
     if keys is None or not len(keys):
-        return ()
+        return Drawing(rows)
     if len(keys) <= FEW_VALUES:
-        return tuple(map(int, counted.counts))
-    cumulated = np.cumsum(counted.counts)
-    low, high = (float(keys[np.searchsorted(cumulated, share * counted.held)]) for share in (0.01, 0.99))
+        return Drawing(rows, tuple(map(int, counted.counts)))
+    apart = _apart(counted)
+    numbers, counts = np.delete(keys, apart).astype(np.float64), np.delete(counted.counts, apart)
+    low, high = _ends(numbers, counts)
     if not np.isfinite(high - low) or high <= low:
-        low, high = float(keys[0]), float(keys[-1])
-    found, _ = np.histogram(keys.astype(np.float64), BARS, (low, high), weights=counted.counts)
-    return tuple(map(int, found))
+        low, high = float(numbers[0]), float(numbers[-1])
+    found, _ = np.histogram(numbers, BARS, (low, high), weights=counts)
+    told = tuple((counted.scalar(place), int(counted.counts[place])) for place in apart)
+    return Drawing(rows, tuple(map(int, found)), told)
+
+
+def _apart(counted: Counted) -> list[int]:
+    """Return the places of spikes that lie farther from all other numbers than these lie from one another."""
+    assert counted.keys is not None
+    numbers, found = counted.keys.astype(np.float64), spikes(counted)
+    others = np.delete(numbers, found)
+    if not len(others):
+        return []
+    low, high = _ends(others, np.delete(counted.counts, found))
+    return [int(place) for place in found if max(low - numbers[place], numbers[place] - high) > high - low]
+
+
+def _ends(numbers: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Return the 1 % and the 99 % quantile."""
+    cumulated = np.cumsum(counts)
+    low, high = (float(numbers[np.searchsorted(cumulated, share * cumulated[-1])]) for share in (0.01, 0.99))
+    return low, high
 
 
 def _texts(column: ColumnStatistics) -> tuple[str, ...]:
@@ -201,6 +226,8 @@ def _short(value: Scalar) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
     text = str(value)
+    if not text.strip():
+        return f'"{text[:20]}"'  # as the catalog says what nobody would see
     return text if len(text) <= 20 else f"{text[:19]}\u2026"
 
 
@@ -210,8 +237,13 @@ def _line(column: ColumnStatistics, drawing: Drawing, blocks: str) -> str:
         return "hidden"
     if drawing.bars:
         top = max(drawing.bars)
-        return "".join(blocks[-(-count * (len(blocks) - 1) // top)] for count in drawing.bars)
-    return ", ".join(f"{_short(value)} {_share(count, drawing.rows)}" for value, count in column.top[:3])
+        bars = "".join(blocks[-(-count * (len(blocks) - 1) // top)] for count in drawing.bars)
+        return ", ".join(filter(None, (bars, _listed(drawing.apart, drawing.rows))))
+    return _listed(column.top[:3], drawing.rows)
+
+
+def _listed(counts: Sequence[tuple[Scalar, int]], rows: int) -> str:
+    return ", ".join(f"{_short(value)} {_share(count, rows)}" for value, count in counts)
 
 
 def _svg(column: ColumnStatistics, drawing: Drawing) -> str:
@@ -227,5 +259,5 @@ def _svg(column: ColumnStatistics, drawing: Drawing) -> str:
     label = escape(f"histogram of {column.name}", quote=True)
     return (
         f"<svg role='img' aria-label='{label}' width='{len(drawing.bars) * width}' height='30' fill='currentColor'>"
-        f"{bars}</svg>"
+        f"{bars}</svg>{escape(_listed(drawing.apart, drawing.rows))}"
     )

@@ -246,6 +246,7 @@ def test_a_page_says_what_there_is(local: httpx.Client) -> None:
         "--service ride_eta_v2 \\\n  --entity driver_id=1 \\\n  --entity rider_id=1 \\\n  --entity distance=1.5",
     ):
         assert told in service, told
+    assert "fs training-set --features &#39;idle:*&#39; --en" in local.get(f"/p/{PROJECT}/feature_view/idle").text
     view = local.get(f"/p/{PROJECT}/feature_view/driver_stats").text
     for told in (
         "[&#34;driver_stats:*&#34;],\n    [{&#34;driver_id&#34;: 1}],",

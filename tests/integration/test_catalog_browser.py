@@ -106,6 +106,10 @@ def test_every_page_is_for_everybody(opened: Open) -> None:
             assert found.violations_count == 0, f"{path}\n{found.generate_report()}"
             over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert over == 0, path
+            beside = page.evaluate(
+                "[...document.querySelectorAll('.columns > *')].map(e => e.scrollWidth - e.clientWidth)"
+            )
+            assert max(beside, default=0) <= 0, f"{path}: a column runs into the next"
 
 
 def test_a_search_follows_what_is_typed(opened: Open) -> None:

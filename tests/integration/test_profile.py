@@ -139,6 +139,11 @@ def test_files_and_frames_need_no_project(
         assert ended.value.code == 1
         assert words in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["retail.parquet"]
+    (tmp_path / "some.txt").write_text("nothing that Parquet begins with")
+    for what, words in (("./some.txt", r"some\.txt cannot be read: "), ("no/*.parquet", r"^no/\*\.parquet matches no")):
+        with pytest.raises(SourceFileError, match=words) as caught:
+            profile(what)
+        assert "source" not in f"{caught.value} {caught.value.hint}".lower()
     assert profile({"v": [1]}).title() == "the frame: 1 row"
 
 
@@ -248,5 +253,26 @@ def test_lines_say_what_a_column_holds(tmp_path: Path, store: FeatureStore) -> N
     assert lines["nothing"][2:] == ("100.0 %", "0", "", "", "", "", "")
     assert lines["flag"][-1] == "true 75.0 %, false 25.0 %"
     assert lines["list"] == ("list", "Array(Int64)", "25.0 %", "", "", "", "", "", "")
+    blank = {"text": [" ", "", " ", "a"]}
+    assert next(profile(blank).cells())[4:] == ('""', "", "a", "", '" " 50.0 %, "" 25.0 %, a 25.0 %')
     plain = [cells[-1] for cells in one(store.profile(tmp_path / "some.parquet")).cells(blocks=False)]
     assert plain[:2] == ["@", "=@="]
+
+
+@pytest.mark.parametrize("sentinel", [-999.0, 1e9])
+def test_a_number_far_from_all_others_stands_beside_the_drawing(sentinel: float) -> None:
+    others = [float(place) for place in range(2_000)]
+    bars = profile({"v": others}).drawings["v"].bars
+    assert max(bars) < 2 * min(bars)
+    for count in (25, 2_000):
+        found = profile({"v": [*others, *[sentinel * 10] * count]})
+        assert found.drawings["v"].bars == bars
+        assert found.drawings["v"].apart == ((sentinel * 10, count),)
+        share = f"{100 * count / (2_000 + count):.1f} %"
+        assert str(found).endswith(f", {sentinel * 10:.5g} {share}")
+        assert f"</svg>{sentinel * 10:.5g} {share}</td>" in found._repr_html_()
+    near = profile({"v": [*others, *[sentinel / abs(sentinel) * 1_500.0] * 500]})
+    assert near.drawings["v"].apart == ()
+    assert sum(near.drawings["v"].bars) > 2_400
+    few = profile({"v": [*others, *[sentinel * 10] * 3]})  # an outlier is no spike
+    assert (few.drawings["v"].apart, sum(few.drawings["v"].bars) > 1_900) == ((), True)

@@ -106,4 +106,4 @@ def test_values_are_written_so_that_they_are_seen() -> None:
     assert short("2026-01-02T03:04:05.678+00:00", "Timestamp") == "2026-01-02 03:04"
     assert short("2026-01-02T00:00:00+00:00", "Timestamp") == "2026-01-02"
     assert short("2026-01-02T03:04:05", "String") == "2026-01-02T03:04:05"
-    assert of_nulls(ColumnStatistics("a", "Float64", rows=100, not_finite=1)) == "0\u00a0% + 1.0\u00a0%\u00a0NaN"
+    assert of_nulls(ColumnStatistics("a", "Float64", rows=100, not_finite=1)) == "0\u00a0% + 1.0\u00a0%\u00a0NaN/inf"

@@ -235,6 +235,9 @@ def test_bins_are_made_again_when_too_much_lies_outside() -> None:
     assert must_be_made(provisional, count_in(found, provisional), 100, 19_998)
     assert must_be_made(None, None, 1, 1)
     assert widened(pinned, found).edges == (0.0, 2.0)
+    sentinel = counted(Float64, [-999.0] * 30 + [0.5] * 69 + [3.0])
+    assert widened(replace(pinned, points=(-999.0,)), sentinel).edges == (0.0, 3.0)
+    assert widened(replace(pinned, points=(-999.0, 0.5, 3.0)), sentinel).edges == (0.0, 1.0)
 
 
 @given(COLUMNS, st.integers(0, 40))

@@ -144,7 +144,7 @@ def number(value: Any) -> str:
 def of_nulls(found: Any) -> str:
     """Return the share of nulls of a column, and beside it that of NaN and infinities where there are any."""
     nulls = share(found.nulls, found.rows)
-    return f"{nulls} + {share(found.not_finite, found.rows)}\u00a0NaN" if found.not_finite else nulls
+    return f"{nulls} + {share(found.not_finite, found.rows)}\u00a0NaN/inf" if found.not_finite else nulls
 
 
 def share(part: float, whole: float) -> str:
