@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from support.catalog_registry import (
     OTHER,
     PROJECT,
     driver,
+    driver_recent,
     fill,
     put,
     rider_eta,
@@ -36,6 +38,8 @@ from support.catalog_registry import (
 from support.catalog_server import serving_catalog
 from support.clock import ManualClock
 from support.registry_server import serving_registry
+
+from featurestore import FeatureView
 
 HTMX = "d6fdc75f204e6bdefa99b69bf1e6d4ac69b8a364f77929f45c13476b4000f717"
 """SHA-256 of dist/htmx.min.js in the package htmx.org 2.0.11 of npm."""
@@ -287,6 +291,39 @@ def test_a_page_follows_what_is_applied_and_run(tmp_path: Path) -> None:
         after = httpx.get(f"{url}/p/{PROJECT}").text
         assert ("<s>idle</s>" in before, "<s>idle</s>" in after) == (False, True)
         assert HTML not in after
+        # A killed run writes nothing more: only time tells that its lease has expired.
+        ended = "its process was killed"
+        assert after.count(ended) == 1
+        clock.advance(timedelta(seconds=41))
+        assert httpx.get(f"{url}/p/{PROJECT}").text.count(ended) == 2
+
+
+def test_what_is_tagged_personal_later_shows_no_earlier_value(tmp_path: Path) -> None:
+    clock = ManualClock(0)
+    with open_registry(f"sqlite:///{tmp_path}/registry.db", clock=clock) as registry, serving_catalog(registry) as url:
+        fill(registry, clock)
+        features = (
+            "feature/feature_view/driver_stats/city",
+            "feature/feature_view/driver_stats/last_rating",
+            "feature/feature_view/driver_recent/fare_mean_1h",
+            "feature/on_demand_feature_view/ride_facts/rating_by_km",
+        )
+        paths = (*features, "feature_view/driver_stats", "training_set/january")
+
+        def shown() -> dict[str, tuple[bool, bool]]:
+            pages = {path: httpx.get(f"{url}/p/{PROJECT}/{path}").text for path in paths}
+            words = ("Berlin", '"row">Mean<', "<dt>Mean<", "Mean over", 'class="bars', '">to</span>')
+            return {path: (any(word in page for word in words), "hidden: " in page) for path, page in pages.items()}
+
+        assert shown() == dict.fromkeys(paths, (True, False))
+        head = registry.definitions.chain(PROJECT).head
+        views = (tagged(view, {"personal": "yes"}) for view in (CHANGED_STATS, driver_recent))
+        registry.definitions.apply(PROJECT, head, put(PROJECT, *views), author="bob", message="", commit="")
+        assert shown() == dict.fromkeys(paths, (False, True))
+
+
+def tagged(view: FeatureView, tags: dict[str, str]) -> FeatureView:
+    return view.model_copy(update={"fields": tuple(each.model_copy(update={"tags": tags}) for each in view.fields)})
 
 
 def crawled(served: Served, role: Role) -> dict[str, httpx.Response]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from featurestore_registry.catalog.activity import ViewActivity
+from featurestore_registry.catalog.activity import ViewActivity, activity_of_view
 from featurestore_registry.catalog.addresses import project_address
 from featurestore_registry.catalog.diffs import differences
 from featurestore_registry.catalog.drawing import BARS, histogram, line, spans, value
@@ -272,13 +272,18 @@ def ended(state: Any, **more: Any) -> RunDocument:
     return RunDocument("r", "v", 1, "incremental", state, 0, "host", 1, **more)
 
 
+def later(state: Any, started_us: int) -> RunDocument:
+    return replace(ended(state), run_id="s", started_us=started_us)
+
+
 @pytest.mark.parametrize(
     ("made", "state", "says"),
     [
         (activity(), "empty", "nothing was materialized yet"),
         (activity(last=ended("failed", error="no disk")), "failed", "the last run failed: no disk"),
         (activity(begun=ended("running")), "failed", "its process was killed"),
-        (activity(begun=ended("running"), is_alive=True), "running", "under way"),
+        (activity(begun=ended("running"), alive_until_us=10 * HOUR_US + 1), "running", "under way"),
+        (activity(begun=ended("running"), alive_until_us=10 * HOUR_US), "failed", "its process was killed"),
         (activity(watermark=WatermarkDocument(greatest_event_us=9 * HOUR_US)), "fresh", "newest event 1 hour ago"),
         (activity(watermark=WatermarkDocument(greatest_event_us=9 * HOUR_US - 1)), "stale", "expire after 1 h"),
         (activity(watermark=WatermarkDocument(greatest_event_us=1), ttl_us=None), "offline", "9 hours ago"),
@@ -292,6 +297,33 @@ def ended(state: Any, **more: Any) -> RunDocument:
 def test_a_view_is_as_its_newest_entries_say(made: ViewActivity, state: str, says: str) -> None:
     assert made.state(10 * HOUR_US) == state
     assert says in made.says(10 * HOUR_US)
+
+
+@pytest.mark.parametrize(
+    ("told", "state"),
+    [
+        ({}, "empty"),
+        ({"run": ended("failed")}, "failed"),
+        ({"run": ended("failed", dry_run=True)}, "empty"),
+        ({"run": replace(ended("failed"), generation=2)}, "empty"),
+        ({"run_start": later("running", 5), "lease": "s"}, "running"),
+        ({"run_start": later("running", 5), "lease": "r"}, "failed"),
+        ({"run_start": later("running", 5), "released": "s"}, "failed"),
+        ({"run_start": replace(later("running", 5), dry_run=True)}, "empty"),
+        ({"run_start": later("running", 5), "run": later("done", 5)}, "empty"),
+        ({"run_start": later("running", 5), "run": replace(ended("done"), started_us=6)}, "empty"),
+        ({"run_start": later("running", 5), "run": replace(ended("done"), started_us=4)}, "failed"),
+    ],
+)
+def test_a_run_is_under_way_while_it_holds_the_lease(tmp_path: Any, told: dict[str, Any], state: str) -> None:
+    with open_registry(f"sqlite:///{tmp_path}/registry.db") as registry:
+        for kind, document in told.items():
+            if isinstance(document, str):
+                lease = {"holder": document, "expires_us": HOUR_US, "released": kind == "released"}
+                registry.ledger.append("p", "lease", "v", lease)
+            else:
+                registry.ledger.append("p", kind, "v", asdict(document))
+        assert activity_of_view(registry.ledger, "p", "v", {"generation": 1}).state(HOUR_US - 1) == state
 
 
 def test_a_view_that_failed_may_be_stale_too() -> None:

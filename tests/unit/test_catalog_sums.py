@@ -5,14 +5,27 @@ from __future__ import annotations
 import random
 import statistics
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import datetime
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from featurestore_registry.catalog.drawing import histogram, short, value
-from featurestore_registry.catalog.statistics import Profile
+from featurestore_registry.catalog.named import SavedSet
+from featurestore_registry.catalog.statistics import Profile, in_training_sets
 from featurestore_registry.catalog.words import of_nulls
-from featurestore_registry.documents import QUANTILES, BinsDocument, ColumnStatistics, StatisticsDocument
+from featurestore_registry.documents import (
+    QUANTILES,
+    BinsDocument,
+    ColumnStatistics,
+    SavedFrame,
+    SavedRead,
+    SavedSetDocument,
+    StatisticsDocument,
+)
+from featurestore_registry.interface import LedgerReader
+from featurestore_registry.records import LedgerEntry
 
 BINS = BinsDocument(1, points=(0.0,), edges=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0))
 
@@ -99,6 +112,50 @@ def test_what_does_not_add_up_is_not_added() -> None:
     assert words is not None
     assert words.column.distinct == 3
     assert dict(words.frequent) == {"": 0.65, "a": 0.15, "b": 0.2}
+    assert words.most == ("", 0.65)
+
+
+def test_the_ends_of_runs_are_those_of_all_or_none() -> None:
+    def ends(*told: tuple[str, Any, Any, int], least: Any) -> None:
+        columns = [ColumnStatistics("c", kind, rows=9, nulls=n, minimum=a, maximum=b) for kind, a, b, n in told]
+        found = Profile([StatisticsDocument(1, 9, 9, (each,)) for each in columns], {}).sum_of("c")
+        assert found is not None
+        assert (found.column.minimum, found.column.maximum) == least
+
+    ends(("Decimal(9, 1)", "9.5", "9.5", 0), ("Decimal(9, 1)", "10.0", "100.0", 0), least=("9.5", "100.0"))
+    ends(("Int64", None, None, 9), ("Int64", 3, 4, 0), least=(3, 4))  # nulls alone
+    # Of a text with too many values a run tells no end: those of the others are not the ends of all.
+    ends(("String", "a", "b", 0), ("String", None, None, 0), least=(None, None))
+    ends(("String", None, None, 0), ("String", "a", "b", 0), least=(None, None))
+    # The type changed: runs before are of other values.
+    ends(("Int64", 3, 4, 0), ("String", "1", "2", 0), least=(3, 4))
+
+
+def test_a_value_is_named_that_has_more_than_a_fifth_of_the_rows() -> None:
+    for count, named in ((20, None), (21, ("a", 0.21))):
+        column = ColumnStatistics("c", "String", rows=100, distinct=2, top=(("a", count),))
+        found = Profile([StatisticsDocument(1, 100, 100, (column,))], {}).sum_of("c")
+        assert found is not None
+        assert found.most == named
+
+
+def test_training_sets_of_other_views_hide_none_of_a_views_own() -> None:
+    def saved(name: str, view: str) -> SavedSet:
+        read = SavedRead(view, view, 1, 1, "available")
+        frame = SavedFrame("pandas", "f", "s", "t")
+        return SavedSet(name, datetime(2026, 1, 1), SavedSetDocument(name, 1, (), False, (read,), frame, "x", {}), None)
+
+    class Kept(LedgerReader):
+        def scan(
+            self, project: str, kind: str, *, key: str | None = None, limit: int | None = None
+        ) -> list[LedgerEntry]:
+            column = ColumnStatistics("f", "Int64", rows=1, feature="v.1:f")
+            told = asdict(StatisticsDocument(1, 1, 1, (column,)))
+            return [LedgerEntry(project, kind, str(key), 1, told, datetime(2026, 1, 1))]
+
+    sets = [*(saved(f"other{number}", "other") for number in range(20)), saved("newer", "v"), saved("older", "v")]
+    found = in_training_sets(Kept(), "p", sets, "v.1", ["f"])
+    assert found["f"].training_set == "newer"
 
 
 def test_values_are_written_so_that_they_are_seen() -> None:

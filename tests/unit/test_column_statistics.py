@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from decimal import Decimal as PythonDecimal
 from fractions import Fraction
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource
 from featurestore.engine.profiles import ColumnTotals
-from featurestore.statistics.columns import Column, statistics_of
+from featurestore.statistics.columns import Column, of_view, statistics_of
 from featurestore.statistics.counting import count
 from featurestore.statistics.totals import Totals
-from featurestore.types import Decimal, Float64, Int32, Int64, ValueType
+from featurestore.types import Decimal, Float64, Int32, Int64, String, ValueType
 from featurestore.types.arrow import arrow_type
 
 FAR = 9_223_372_036_854_770_000
@@ -78,3 +80,27 @@ def test_different_values_are_told_within_a_few_percent(
         totals = ColumnTotals(0, distinct=round(true * 1.04), distinct_within=within)  # as the engine counts
         found = statistics_of(Column("x", Int64), len(values), counted, totals).distinct
         assert found == pytest.approx(true, rel=max(error, 1e-9))
+
+
+def test_of_keys_and_ids_of_events_and_personal_fields_nothing_shows() -> None:
+    told = {"a": "yes", "b": "true", "c": "", "d": "false", "e": "False"}
+    view = FeatureView(
+        "orders",
+        entities=[Entity("customer", join_keys={"customer_id": Int64})],
+        source=ParquetSource("shop", path="shop.parquet", timestamp_field="at"),
+        schema=[Field("id", Int64), *(Field(name, Int64, tags={"personal": value}) for name, value in told.items())],
+        event_id="id",
+        aggregations=[Aggregation(name, "sum", windows=[timedelta(days=1)]) for name in told],
+    )
+    hidden = {column.name for column in of_view(view) if column.is_hidden}
+    assert hidden == {"customer_id", "id", "a", "b", "c"}
+
+
+@pytest.mark.parametrize(("different", "is_shown"), [(100, True), (101, False)])
+def test_texts_show_up_to_a_hundred_different_ones(different: int, is_shown: bool) -> None:
+    counted = count(String, pa.array([f"{row:03}" for row in range(different)]))
+    totals = ColumnTotals(0, distinct=different, minimum="000", maximum=f"{different - 1:03}")
+    found = statistics_of(Column("x", String), different, counted, totals)
+    assert (found.minimum == "000", len(found.top) == 10, found.top == ()) == (is_shown, is_shown, not is_shown)
+    asked = statistics_of(Column("x", String, shows_all=True), different, counted, totals)
+    assert (asked.minimum, len(asked.top)) == ("000", 10)

@@ -41,8 +41,8 @@ class ViewActivity:
     """The newest run that ended, of the served generation."""
     begun: RunDocument | None = None
     """A run that began after it and has not ended."""
-    is_alive: bool = False
-    """Whether that run seems to be under way: it holds the view's lease."""
+    alive_until_us: int | None = None
+    """Until when that run seems to be under way, if it writes no more: it holds the view's lease. None: it does not."""
 
     @property
     def newest_us(self) -> int | None:
@@ -53,6 +53,10 @@ class ViewActivity:
     def rows(self) -> int:
         """Rows in the offline table."""
         return 0 if self.watermark is None else self.watermark.offline_rows
+
+    def is_alive(self, now_us: int) -> bool:
+        """Tell whether a run seems to be under way."""
+        return self.alive_until_us is not None and now_us < self.alive_until_us
 
     def is_stale(self, now_us: int) -> bool:
         """Tell whether its newest event is older than its values last, whatever its last run did."""
@@ -66,14 +70,14 @@ class ViewActivity:
     def state(self, now_us: int) -> State:
         """Tell how the view is, at an instant: a failure first, then what is stale."""
         if (self.last is not None and self.last.state in ("failed", "killed")) or (
-            self.begun is not None and not self.is_alive
+            self.begun is not None and not self.is_alive(now_us)
         ):
             return "failed"
         if self.newest_us is None:
-            return "running" if self.is_alive else "empty"
+            return "running" if self.is_alive(now_us) else "empty"
         if self.is_stale(now_us):
             return "stale"
-        if self.is_alive:
+        if self.is_alive(now_us):
             return "running"
         return "offline" if self.ttl_us is None else "fresh"
 
@@ -83,7 +87,7 @@ class ViewActivity:
 
     def _says(self, state: State, now_us: int) -> str:
         if state == "failed":
-            if self.begun is not None and not self.is_alive:
+            if self.begun is not None and not self.is_alive(now_us):
                 return f"a run began {ago(self.begun.started_us, now_us)} and never ended: its process was killed"
             assert self.last is not None
             return f"the last run failed: {self.last.error or 'it says no reason'}"
@@ -99,7 +103,7 @@ class ViewActivity:
         return f"newest event {ago(self.newest_us, now_us)}"
 
 
-def activity_of(ledger: LedgerReader, project: Project, now_us: int) -> dict[str, ViewActivity]:
+def activity_of(ledger: LedgerReader, project: Project) -> dict[str, ViewActivity]:
     """Return how each view is, by name: four reads of the ledger, whatever the number of views."""
     name = project.name
     watermarks = read_all(ledger.scan(name, WATERMARK), WatermarkDocument)
@@ -116,12 +120,11 @@ def activity_of(ledger: LedgerReader, project: Project, now_us: int) -> dict[str
             runs.get(record.name),
             starts.get(record.name),
             leases.get(record.name),
-            now_us,
         )
     return found
 
 
-def activity_of_view(ledger: LedgerReader, project: str, view: str, document: Document, now_us: int) -> ViewActivity:
+def activity_of_view(ledger: LedgerReader, project: str, view: str, document: Document) -> ViewActivity:
     """Return how one view is, from its own entries alone."""
     key = f"{view}.{generation_of(document)}"
     lease = ledger.latest(project, LEASE, view)
@@ -132,7 +135,6 @@ def activity_of_view(ledger: LedgerReader, project: str, view: str, document: Do
         read(ledger.latest(project, RUN, view), RunDocument),
         read(ledger.latest(project, RUN_START, view), RunDocument),
         None if lease is None else lease.document,
-        now_us,
     )
 
 
@@ -155,7 +157,6 @@ def _activity(
     run: RunDocument | None,
     start: RunDocument | None,
     lease: Document | None,
-    now_us: int,
 ) -> ViewActivity:
     generation, ttl = generation_of(document), document.get("ttl_us")
     last = run if run is not None and run.generation == generation and not run.dry_run else None
@@ -169,11 +170,13 @@ def _activity(
         watermark,
         last,
         begun,
-        begun is not None and lease is not None and _holds(lease, begun.run_id, now_us),
+        None if begun is None or lease is None else _held_until(lease, begun.run_id),
     )
 
 
-def _holds(lease: Mapping[str, Any], run_id: str, now_us: int) -> bool:
+def _held_until(lease: Mapping[str, Any], run_id: str) -> int | None:
+    """Return until when a run's lease counts; None where another run holds it, or none does."""
     expires = lease.get("expires_us")
-    is_live = isinstance(expires, int) and now_us < expires + _LEASE_LEEWAY_US
-    return is_live and lease.get("holder") == run_id and not lease.get("released")
+    if not isinstance(expires, int) or lease.get("holder") != run_id or lease.get("released"):
+        return None
+    return expires + _LEASE_LEEWAY_US

@@ -114,11 +114,10 @@ class Site:
 
     def activity(self, project: Project, state: State) -> Mapping[str, ViewActivity]:
         """Return how each view is, by name."""
-        # Whether a lease is held depends on the time, too: but its holder writes every 20 seconds.
         return self._activities.get(
             project.name,
             (project.head, state.ledger),
-            lambda _: activity_of(self.registry.ledger, project, to_us(state.now)),
+            lambda _: activity_of(self.registry.ledger, project),
         )
 
     def named(self, project: Project, state: State) -> Named:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import dataclass, replace
+from itertools import islice, takewhile
 
 from featurestore_registry.catalog.named import SavedSet
 from featurestore_registry.catalog.reading import read
@@ -28,6 +28,7 @@ _MOST_COLUMNS = 6_000
 _MOST_EDGES = 3
 """Versions of a view's bins that are looked through."""
 _MOST_SETS = 8
+"""Of the training sets that hold a view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,29 @@ def profile_of(
     columns: int = 1,
     runs: int = 1,
     names: Collection[str] | None = None,
+    hidden: Collection[str] = (),
 ) -> Profile:
-    """Return the statistics under a key (``{view}.{generation}``), of at most so many runs; of some columns alone."""
-    return Profile(_documents(ledger, project, key, columns, runs, names), bins_of(ledger, project, key, names))
+    """Return the statistics under a key (``{view}.{generation}``), of at most so many runs; of some columns alone.
+
+    Of ``hidden`` columns, and of those that the newest run hid, no earlier run shows a value.
+    """
+    documents = _documents(ledger, project, key, columns, runs, names)
+    newest = next((document for document in documents if document.rows), None)
+    kept_back = {*hidden, *(column.name for column in (newest.columns if newest else ()) if column.is_hidden)}
+    return Profile([_hiding(each, kept_back) for each in documents], bins_of(ledger, project, key, names))
+
+
+def _hiding(document: StatisticsDocument, names: Collection[str]) -> StatisticsDocument:
+    if not names:
+        return document
+    columns = (without_values(column) if column.name in names else column for column in document.columns)
+    return replace(document, columns=tuple(columns))
+
+
+def without_values(column: ColumnStatistics) -> ColumnStatistics:
+    """Return what shows of a column whose values do not."""
+    counts = {name: getattr(column, name) for name in ("rows", "nulls", "not_finite", "distinct", "feature")}
+    return ColumnStatistics(column.name, column.type, column.role, **counts, is_hidden=True)
 
 
 def _documents(
@@ -133,22 +154,32 @@ class InSet:
 
 
 def in_training_sets(
-    ledger: LedgerReader, project: str, sets: Sequence[SavedSet], key: str, names: Sequence[str]
+    ledger: LedgerReader,
+    project: str,
+    sets: Sequence[SavedSet],
+    key: str,
+    names: Sequence[str],
+    hidden: Collection[str] = (),
 ) -> dict[str, InSet]:
-    """Return, by feature of a view's generation (``key``), its statistics in the newest of some sets that holds it."""
+    """Return, by feature of a view's generation (``key``), its statistics in the newest of some sets that holds it.
+
+    Of ``hidden`` features no value shows.
+    """
     made: dict[str, InSet] = {}
     view = key.rpartition(".")[0]
-    for saved in sets[:_MOST_SETS]:
-        on_demand = saved.certificate.on_demand if saved.certificate else {}
-        if view not in on_demand and all(found.view != view for found in saved.document.reads):
-            continue
+    for saved in islice((each for each in sets if _reads(each, view)), _MOST_SETS):
         document = read(ledger.latest(project, STATISTICS, f"{TRAINING_SET}:{saved.name}"), StatisticsDocument)
         columns = {column.feature: column for column in (document.columns if document else ())}
         for name in names:
             found = columns.get(f"{key}:{name}")
             if document is not None and found is not None and name not in made:
-                made[name] = InSet(saved.name, document, found)
+                made[name] = InSet(saved.name, document, without_values(found) if name in hidden else found)
     return made
+
+
+def _reads(saved: SavedSet, view: str) -> bool:
+    on_demand = saved.certificate.on_demand if saved.certificate else {}
+    return view in on_demand or any(found.view == view for found in saved.document.reads)
 
 
 def feature_of(column: ColumnStatistics) -> tuple[str, str]:

@@ -84,7 +84,9 @@ def _values(basic: ColumnStatistics, shown: Sequence[Counted]) -> ColumnStatisti
     for document, column in shown:
         for value, count in column.top:
             tops[value] += round(count * _weight(document, column))
-    ends = [column for _, column in shown if column.minimum is not None and column.maximum is not None]
+    held = [column for _, column in shown if column.rows > column.nulls + column.not_finite]
+    # A run that has values and does not say between which lie, as of texts with too many, leaves the ends unknown.
+    ends = held if all(each.minimum is not None and each.maximum is not None for each in held) else []
     return replace(
         basic,
         minimum=min((each.minimum for each in ends), key=lambda value: _order(value, basic.type), default=None),

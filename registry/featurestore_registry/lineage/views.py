@@ -221,7 +221,7 @@ class Definitions:
 
     def _columns_of_view(self, view: Record) -> Iterator[Made]:
         sources = {name: f"{kind}:{name}" for kind, name in view.document["sources"]}
-        inputs = _inputs(view)
+        inputs = inputs_of(view)
         wanted = list(dict.fromkeys(column for columns in inputs.values() for column in columns))
         always = self._keys_and_times(view)
         if view.document["sql"] is None:
@@ -284,7 +284,7 @@ class Definitions:
         return {key: frozenset(columns) for key, columns in found.items()}
 
 
-def _inputs(view: Record) -> dict[str, list[str]]:
+def inputs_of(view: Record) -> dict[str, list[str]]:
     """Return, for each feature of a view, the columns of its rows that it is computed from."""
     aggregations = view.document.get("aggregations")
     if not aggregations:

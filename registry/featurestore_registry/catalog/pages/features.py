@@ -9,7 +9,15 @@ from featurestore_registry.catalog.activity import generation_of
 from featurestore_registry.catalog.asking import Ask, NotThere
 from featurestore_registry.catalog.drawing import Line, histogram, line, value
 from featurestore_registry.catalog.frame import Page
-from featurestore_registry.catalog.pages.shared import about, columns_of, join_keys, origins, parts_read, why_hidden
+from featurestore_registry.catalog.pages.shared import (
+    about,
+    columns_of,
+    join_keys,
+    origins,
+    parts_read,
+    personal_of,
+    why_hidden,
+)
 from featurestore_registry.catalog.project import ON_DEMAND, SERVICE, features_of
 from featurestore_registry.catalog.reading import facts
 from featurestore_registry.catalog.statistics import MOST_RUNS, Profile, column_of, in_training_sets, profile_of
@@ -56,11 +64,14 @@ def feature(ask: Ask, kind: str, view: str, name: str) -> Page:
 def _statistics(ask: Ask, record: Record, name: str, columns: int) -> dict[str, object]:
     generation = 0 if record.kind == ON_DEMAND else generation_of(record.document)
     key = f"{record.name}.{generation}"
-    profile = profile_of(ask.ledger, ask.project.name, key, columns=columns, runs=MOST_RUNS, names={name})
+    hidden = personal_of(ask, record)
+    profile = profile_of(
+        ask.ledger, ask.project.name, key, columns=columns, runs=MOST_RUNS, names={name}, hidden=hidden
+    )
     found, training_set = profile.sum_of(name), ""
     if found is None:
         saved = ask.site.named(ask.project, ask.state).sets
-        other = in_training_sets(ask.ledger, ask.project.name, saved, key, [name]).get(name)
+        other = in_training_sets(ask.ledger, ask.project.name, saved, key, [name], hidden).get(name)
         if other is not None:
             found, training_set = profile.sum_of(name, other), other.training_set
     column = None if found is None else found.column

@@ -10,9 +10,9 @@ from featurestore_registry.catalog.asking import Ask, NotThere
 from featurestore_registry.catalog.drawing import SMALL, Bars, histogram
 from featurestore_registry.catalog.frame import Page
 from featurestore_registry.catalog.named import SavedSet
-from featurestore_registry.catalog.pages.shared import why_hidden
+from featurestore_registry.catalog.pages.shared import personal_of, why_hidden
 from featurestore_registry.catalog.project import ON_DEMAND, SERVICE, VIEW
-from featurestore_registry.catalog.statistics import bins_of, feature_of, profile_of
+from featurestore_registry.catalog.statistics import bins_of, feature_of, profile_of, without_values
 from featurestore_registry.documents import CONSUMER, TRAINING_SET, ColumnStatistics, ConsumerDocument
 from featurestore_registry.records import Record
 
@@ -100,6 +100,8 @@ def _drawn(ask: Ask, columns: Sequence[ColumnStatistics]) -> list[tuple[ColumnSt
         kind = ON_DEMAND if generation == "0" else VIEW
         record = ask.project.find(kind, view)
         is_there = record is not None and any(field.name == name for field in record.fields)
+        if record is not None and name in personal_of(ask, record):
+            column = without_values(column)
         found = bins.get(key, {}).get((name, column.bins or 0))
         made.append(
             (

@@ -11,8 +11,11 @@ from featurestore_registry.catalog.pages.changes import changed_by
 from featurestore_registry.catalog.project import ENTITY, ON_DEMAND, VIEW, Feature
 from featurestore_registry.catalog.reading import facts
 from featurestore_registry.documents import ColumnStatistics
+from featurestore_registry.lineage.views import inputs_of
 from featurestore_registry.records import Document, Record, RecordField
 
+PERSONAL = "personal"
+"""The tag of a field of which no value shows, unless it is "false"."""
 ORIGINS = ("copied", "influences", "rows")
 """Kinds of lineage that lead to a feature."""
 SHOWN_CHANGES = 3
@@ -76,7 +79,33 @@ def why_hidden(ask: Ask, record: Record, column: ColumnStatistics) -> str:
 
 
 def _is_personal(field: RecordField) -> bool:
-    return field.tags.get("personal", "false").lower() != "false"
+    return _are_personal(field.tags)
+
+
+def _are_personal(tags: Mapping[str, Any]) -> bool:
+    return str(tags.get(PERSONAL, "false")).lower() != "false"
+
+
+def personal_of(ask: Ask, record: Record) -> frozenset[str]:
+    """Return the features that are personal as the definitions are now: runs before may have counted their values."""
+    own = {field.name for field in record.fields if _is_personal(field)}
+    if record.kind == ON_DEMAND:
+        read = [part for part in parts_read(ask, record.document, "inputs") if part.record is not None]
+        made_of = {field.name for field in record.fields} if any(_has_personal(ask, part) for part in read) else set()
+    else:
+        made_of = facts(record.document, lambda _: _made_of_personal(record)) or set()
+    return frozenset(own | {each.name for each in record.fields if each.name in made_of and PERSONAL not in each.tags})
+
+
+def _has_personal(ask: Ask, part: Part) -> bool:
+    return part.record is not None and not personal_of(ask, part.record).isdisjoint(part.features)
+
+
+def _made_of_personal(view: Record) -> set[str]:
+    """Return the features of a view that are computed from columns tagged personal."""
+    tagged = {str(part["name"]).lower() for part in view.document["schema"] if _are_personal(part.get("tags") or {})}
+    inputs = inputs_of(view) if tagged else {}
+    return {name for name, columns in inputs.items() if tagged & {column.lower() for column in columns}}
 
 
 @dataclass(frozen=True, slots=True)

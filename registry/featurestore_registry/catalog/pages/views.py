@@ -11,7 +11,7 @@ from featurestore_registry.catalog.asking import Ask
 from featurestore_registry.catalog.drawing import SMALL, Bars, histogram, run_bars
 from featurestore_registry.catalog.frame import Page
 from featurestore_registry.catalog.pages.ledgered import readers_of
-from featurestore_registry.catalog.pages.shared import about, join_keys, why_hidden
+from featurestore_registry.catalog.pages.shared import about, join_keys, personal_of, why_hidden
 from featurestore_registry.catalog.project import SERVICE, VIEW, Feature, features_of
 from featurestore_registry.catalog.statistics import MOST_RUNS, InSet, Profile, in_training_sets, profile_of
 from featurestore_registry.catalog.usage import usage
@@ -41,7 +41,7 @@ class FeatureRow:
 
 def view(ask: Ask, record: Record) -> Page:
     """Return the page."""
-    document, now_us = record.document, ask.now_us
+    document = record.document
     keys = join_keys(ask, record)
     features = features_of(record)
     references = [features[0].reference] if len(features) == 1 else [f"{record.name}:*"]
@@ -50,10 +50,12 @@ def view(ask: Ask, record: Record) -> Page:
     rows, ticks = windows_of(record)
     services = [each.name for each in ask.project.users(record.key) if each.kind == SERVICE]
     key = f"{record.name}.{generation_of(document)}"
-    names = {feature.name for feature in shown}
+    names, hidden = {feature.name for feature in shown}, personal_of(ask, record)
     profile = ask.if_may(
         Role.READER,
-        lambda: profile_of(ask.ledger, ask.project.name, key, columns=len(features), runs=MOST_RUNS, names=names),
+        lambda: profile_of(
+            ask.ledger, ask.project.name, key, columns=len(features), runs=MOST_RUNS, names=names, hidden=hidden
+        ),
     )
     return Page(
         "view.html",
@@ -69,7 +71,7 @@ def view(ask: Ask, record: Record) -> Page:
             "usage": usage(references, "", keys),
             "ttl_us": document.get("ttl_us"),
             "sql": document.get("sql"),
-            "activity": activity_of_view(ask.ledger, ask.project.name, record.name, document, now_us),
+            "activity": activity_of_view(ask.ledger, ask.project.name, record.name, document),
             "runs": runs,
             "run_bars": run_bars([_told(run) for run in reversed(runs)], width=720, height=64),
             "windows": [row for row in rows if row.field.name in {feature.name for feature in shown}],
@@ -84,7 +86,8 @@ def feature_rows(ask: Ask, record: Record, profile: Profile | None, shown: Seque
     if profile is not None and any(profile.column(feature.name) is None for feature in shown):
         saved = ask.site.named(ask.project, ask.state).sets
         key = f"{record.name}.{generation_of(record.document) if record.kind == VIEW else 0}"
-        sets = in_training_sets(ask.ledger, ask.project.name, saved, key, [feature.name for feature in shown])
+        names, hidden = [feature.name for feature in shown], personal_of(ask, record)
+        sets = in_training_sets(ask.ledger, ask.project.name, saved, key, names, hidden)
     for feature in shown:
         if profile is None or (found := profile.sum_of(feature.name, sets.get(feature.name))) is None:
             made.append(FeatureRow(feature, None, None, None))
