@@ -63,6 +63,13 @@ def read_tables(sql: str) -> list[str]:
     return sorted(tables)
 
 
+def names_columns_by_values(sql: str) -> bool:
+    """Tell whether a SELECT has a PIVOT."""
+    from sqlglot import exp
+
+    return any(not pivot.args.get("unpivot") for pivot in parse(sql).find_all(exp.Pivot))
+
+
 @lru_cache(maxsize=256)
 def parse(sql: str) -> exp.Query:
     """Return one SELECT as a tree, which callers must not change. Raises DefinitionError for anything else."""

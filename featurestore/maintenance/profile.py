@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from featurestore.definitions import (
     ParquetSource,
     PushSource,
 )
-from featurestore.definitions.sql import read_tables
+from featurestore.definitions.sql import names_columns_by_values, read_tables
 from featurestore.engine.interface import Span, StageRequest
 from featurestore.errors import FeatureStoreError, InputError, NotFoundError, SourceFileError, did_you_mean
 from featurestore.project.settings import make_settings, repo_folder
@@ -209,9 +210,10 @@ def _profile_files(workspace: Readers, name: str, source: ParquetSource) -> Prof
 def profile_sql(workspace: Readers, sql: str, snapshot: Snapshot) -> Profile:
     """Profile the result of a SELECT over sources and views, as an entity frame takes it; raises EntityFrameError.
 
-    What it makes of a view's personal fields is hidden as they are.
+    What it makes of a view's personal fields is hidden as they are. A name that it gives twice gets a number.
     """
     table = select(sql, workspace, snapshot, "the profile")
+    table = table.rename_columns(_told_apart(table.column_names))
     read = [snapshot.views[name].view for name in read_tables(sql) if name in snapshot.views]
     personal = {(view.name, field.name.lower()) for view in read for field in view.stored if is_personal(field)}
     hidden = set[str]()
@@ -224,7 +226,29 @@ def profile_sql(workspace: Readers, sql: str, snapshot: Snapshot) -> Profile:
                 (o.source, o.column.lower()) in personal or (o.column == "*" and o.source in among) for o in origins
             ):
                 hidden.add(name)
+        if hidden and names_columns_by_values(sql):
+            raise InputError(
+                f"PIVOT makes names of columns of values, and the query reads {_listed(personal)}, tagged personal.",
+                hint="Group by the column instead: `SELECT column, count(*) FROM view GROUP BY column`.",
+            )
     return _profile_table(workspace, "the query", table, hidden)
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Return names of which no two differ only in case: a later one gets a number, as DuckDB does it in a subquery."""
+    taken, made, seen = {name.lower() for name in names}, list[str](), set[str]()
+    for name in names:
+        found = name
+        if name.lower() in seen:
+            found = next(each for number in count(1) if (each := f"{name}_{number}").lower() not in taken)
+        taken.add(found.lower())
+        seen.add(found.lower())
+        made.append(found)
+    return made
+
+
+def _listed(fields: Collection[tuple[str, str]]) -> str:
+    return ", ".join(sorted(f"{view}:{field}" for view, field in fields))
 
 
 def _profile_table(workspace: Readers, name: str, table: pa.Table, hidden: Collection[str] = ()) -> Profile:

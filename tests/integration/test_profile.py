@@ -195,6 +195,15 @@ def test_frames_are_profiled(store: FeatureStore) -> None:
             store.profile(wrong)
 
 
+def test_a_large_frame_may_have_any_names() -> None:
+    found = profile(pa.table({"a": range(60_000), "A": range(1, 60_001), "": range(2, 60_002)}))
+    assert [(each.name, each.minimum, each.maximum) for each in found.columns] == [
+        ("a", 0, 59_999),
+        ("A", 1, 60_000),
+        ("", 2, 60_001),
+    ]
+
+
 def test_a_query_hides_what_it_makes_of_personal_fields(store: FeatureStore, root: Path, tmp_path: Path) -> None:
     with FeatureStore(shutil.copytree(root, tmp_path / "tour")) as made:
         text = (made.root / "features.py").read_text()
@@ -210,11 +219,16 @@ def test_a_query_hides_what_it_makes_of_personal_fields(store: FeatureStore, roo
                 "WITH d AS (SELECT max(rating) AS m, trips FROM driver_stats GROUP BY trips) SELECT m, trips FROM d",
                 {"m"},
             ),
+            ("SELECT trips, rating AS TRIPS FROM driver_stats", {"TRIPS_1"}),
+            ("SELECT trips AS rating, 1 AS rating_1, rating FROM driver_stats", {"rating_2"}),
             ("SELECT rating, trips FROM driver_stats_source", set()),
         ):
             found = one(made.profile(sql))
             assert {column.name for column in found.columns if column.is_hidden} == hidden
             assert all(found[name].minimum is None and not found[name].top for name in hidden)
+        with pytest.raises(InputError, match="driver_stats:rating, tagged personal"):
+            made.profile("SELECT * FROM (PIVOT driver_stats ON rating USING count(*))")
+        assert len(one(made.profile("SELECT * FROM (PIVOT driver_stats_source ON rating USING count(*))")).columns) > 9
 
 
 def test_a_notebook_draws_it_without_scripts(store: FeatureStore) -> None:

@@ -128,11 +128,12 @@ class DuckProfiles(Profiles):
             import pyarrow as pa
 
             with self._session.reading([]) as connection, translated(DOING):
-                place = _free(_ROW, {name.lower() for name in columns})
-                numbered = rows.select(list(columns)).append_column(place, pa.array(np.arange(rows.num_rows)))
+                # By place: a frame's names may be empty, and differ only in case.
+                named = rows.select(list(columns)).rename_columns([f"c{place}" for place in range(len(columns))])
+                numbered = named.append_column(_ROW, pa.array(np.arange(rows.num_rows)))
                 connection.register("profiled", numbered)
-                cast = {name: f"{quote(name)}::{duckdb_type(kind)}" for name, kind in columns.items()}
-                yield _Relation(connection, "profiled", place, cast, rows.num_rows)
+                cast = {name: f"c{place}::{duckdb_type(columns[name])}" for place, name in enumerate(columns)}
+                yield _Relation(connection, "profiled", _ROW, cast, rows.num_rows)
 
 
 def _free(name: str, taken: Collection[str]) -> str:
