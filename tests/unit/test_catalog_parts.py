@@ -211,6 +211,31 @@ def test_a_histogram_shows_rows_by_width_and_single_values_where_they_are() -> N
     assert histogram(column, None, width=24, height=10) is None
 
 
+def test_a_sentinel_is_told_and_does_not_press_all_others_into_a_bar() -> None:
+    bins = BinsDocument(points=(-999.0, 4.0), edges=(0.0, 2.0, 12.0), rows=1)
+    column = ColumnStatistics(
+        "c",
+        "Float64",
+        rows=400,
+        bins=1,
+        at_points=(30, 60),
+        in_bins=(0, 120, 120, 0),
+        quantiles=(-999.0, *[9.0] * 5, 11.0),
+    )
+    # From the first percentile of the others to the last of all.
+    rest = replace(column, at_points=(0, 60), quantiles=(0.04, *[9.0] * 5, 11.0))
+    drawn = histogram(column, bins, width=BARS, height=1000)
+    others = histogram(rest, replace(bins, points=(1.0, 4.0)), width=BARS, height=1000)
+    assert drawn is not None
+    assert others is not None
+    assert (drawn.path, drawn.points) == (others.path, others.points)
+    assert (drawn.low, drawn.high, drawn.apart, others.apart) == ("0.04", "11", ("-999",), ())
+    assert "to 11, without -999." in drawn.text
+    most = histogram(replace(column, at_points=(300, 60)), bins, width=BARS, height=1000)
+    assert most is not None
+    assert (most.low, most.apart) == ("-999", ())
+
+
 def test_a_histogram_of_few_values_that_are_all_known_spreads_none() -> None:
     bins = BinsDocument(points=(0.0,), edges=(3.0, 50.0, 500.0), rows=1)
     column = ColumnStatistics(

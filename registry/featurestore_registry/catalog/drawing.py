@@ -29,6 +29,9 @@ class Bars:
     low: str
     high: str
     text: str
+    apart: tuple[str, ...] = ()
+    """Values with a bin of their own that are not drawn: so far from all others that these would be pressed together,
+    such as a sentinel of -999."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,8 @@ def histogram(column: ColumnStatistics, bins: BinsDocument | None, *, width: int
     single, in_bins = [(place, count) for each, count in pairs if (place := place_of(each)) is not None], column.in_bins
     if column.distinct is not None and 1 < column.distinct <= len(column.top):  # all are known: none is spread
         single, in_bins = [(place, count) for each, count in column.top if (place := place_of(each)) is not None], ()
-    low, high = _range(column, bins, [place for place, _ in single])
+    low, high, apart = _axis(column, bins, single, in_bins)
+    single = [(place, count) for place, count in single if place not in apart]
     step = (high - low) / BARS
     spread, points = [0.0] * BARS, [0.0] * BARS
     for (start, end), count in zip(pairwise(bins.edges), in_bins[1:-1], strict=False):
@@ -75,6 +79,7 @@ def histogram(column: ColumnStatistics, bins: BinsDocument | None, *, width: int
             points[min(int((place - low) / step), BARS - 1)] += count
     most = max(a + b for a, b in zip(spread, points, strict=True)) or 1.0
     show = _as_time if column.type in TIMES else number
+    left_out = tuple(show(place) for place in sorted(apart))
     return Bars(
         width,
         height,
@@ -82,7 +87,8 @@ def histogram(column: ColumnStatistics, bins: BinsDocument | None, *, width: int
         _bars(points, spread, most, width, height),
         show(low),
         show(high),
-        f"Histogram of {column.name} from {show(low)} to {show(high)}. {_middle(column)}",
+        f"Histogram of {column.name} from {show(low)} to {show(high)}{_without(left_out)}. {_middle(column)}",
+        left_out,
     )
 
 
@@ -105,12 +111,44 @@ def _named_bars(column: ColumnStatistics, bins: BinsDocument, width: int, height
     )
 
 
-def _range(column: ColumnStatistics, bins: BinsDocument, places: Sequence[float]) -> tuple[float, float]:
-    low, high = min(bins.edges[0], *places, bins.edges[-1]), max(bins.edges[-1], *places, bins.edges[0])
+def _axis(
+    column: ColumnStatistics, bins: BinsDocument, single: Sequence[tuple[float, float]], in_bins: Sequence[float]
+) -> tuple[float, float, frozenset[float]]:
+    """Return the ends of the axis, and which single values it leaves out.
+
+    They lie farther from all other values than these lie from one another, and most rows are others'.
+    """
+    first, last = _inner(bins.edges, in_bins[1:-1])
+    apart = {place: count for place, count in single if max(first - place, place - last) > last - first}
+    rows = sum(in_bins) + sum(count for _, count in single)
+    if not apart or not in_bins or first >= last or 2 * sum(apart.values()) >= rows:
+        first, last, apart = bins.edges[0], bins.edges[-1], {}
+    places = [place for place, _ in single if place not in apart]
+    low, high = min(first, *places, last), max(last, *places, first)
     found = [place_of(value) for value in column.quantiles]
     if len(found) == len(QUANTILES) and found[0] is not None and found[-1] is not None and found[0] < found[-1]:
         low, high = max(low, found[0]), min(high, found[-1])
-    return (low, high) if low < high else (bins.edges[0], bins.edges[-1] + (bins.edges[0] == bins.edges[-1]))
+    if low >= high:
+        low, high = bins.edges[0], bins.edges[-1] + (bins.edges[0] == bins.edges[-1])
+    return low, high, frozenset(apart)
+
+
+def _inner(edges: Sequence[float], counts: Sequence[float]) -> tuple[float, float]:
+    """Return between which values all but a percent at each end lie of those that are counted between edges."""
+    parts = [(start, end, count) for (start, end), count in zip(pairwise(edges), counts, strict=False) if count > 0]
+    most, found = sum(count for _, _, count in parts), list[float]()
+    for share in (0.01, 0.99):
+        seen = 0.0
+        for start, end, count in parts:
+            if seen + count >= share * most:
+                found.append(start + (end - start) * (share * most - seen) / count)
+                break
+            seen += count
+    return (found[0], found[1]) if len(found) == 2 else (edges[0], edges[-1])
+
+
+def _without(values: Sequence[str]) -> str:
+    return f", without {' and '.join(values)}" if values else ""
 
 
 def _middle(column: ColumnStatistics) -> str:
