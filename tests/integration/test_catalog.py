@@ -7,7 +7,7 @@ import html
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -33,6 +33,7 @@ from support.catalog_registry import (
     fill,
     put,
     rider_eta,
+    statistics,
     trips,
 )
 from support.catalog_server import serving_catalog
@@ -243,6 +244,14 @@ def test_a_page_says_what_there_is(local: httpx.Client) -> None:
         assert told in home, told
     assert "<code>rating</code>" in local.get(f"/p/{PROJECT}/source/trips").text  # its name in the SQL of driver_stats
     assert "a run is under way" in local.get(f"/p/{PROJECT}/feature_view/driver_recent").text
+    for numbers, told in (
+        ("1/2", (True, False)),
+        ("2/3", (False, True)),
+        ("1/3", (True, True)),
+        ("2/2", (False, False)),
+    ):
+        page = local.get(f"/p/{PROJECT}/compare/{numbers}").text  # a feature of revision 2, a view that 3 deletes
+        assert ("trips_total" in page, "legacy_scores" in page) == told
     service = html.unescape(local.get(f"/p/{PROJECT}/feature_service/ride_eta_v2").text)
     for told in (
         '[{"driver_id": 1, "rider_id": 1, "distance": 1.5}]',
@@ -291,6 +300,13 @@ def test_a_page_follows_what_is_applied_and_run(tmp_path: Path) -> None:
         after = httpx.get(f"{url}/p/{PROJECT}").text
         assert ("<s>idle</s>" in before, "<s>idle</s>" in after) == (False, True)
         assert HTML not in after
+        link = f'href="/p/{PROJECT}/feature_view/idle"'  # nothing is materialized of it
+        assert (link in before, link in after) == (True, False)
+        listed = [httpx.get(f"{url}/p/{PROJECT}/features").text]
+        counted = asdict(statistics("driver_stats-13", 0, 1_000, city_nulls=1_000))
+        registry.ledger.append(PROJECT, "statistics", "driver_stats.1", counted)
+        listed.append(httpx.get(f"{url}/p/{PROJECT}/features").text)
+        assert ["6.2\u00a0%" in listed[0], "14.8\u00a0%" in listed[1]] == [True, True]  # 620 of 9,962, 1,620 of 10,962
         # A killed run writes nothing more: only time tells that its lease has expired.
         ended = "its process was killed"
         assert after.count(ended) == 1

@@ -7,10 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from featurestore_registry.documents import ColumnStatistics, StatisticsDocument
-from support.small_project import carrier_profile, small_project
+from support.projects import make_workspace
+from support.small_project import DEFINITIONS, airport_weather, carrier_profile, offline_only, small_project
 
+from featurestore.definitions import Field, on_demand_feature_view
 from featurestore.ledger.watermarks import Watermark, write_watermark
 from featurestore.maintenance.features import list_features
+from featurestore.types import Float64
+
+nothing = offline_only.replaced(deprecated="nobody fills it")
+
+
+@on_demand_feature_view(sources=[carrier_profile, airport_weather], schema=[Field("both", Float64)])
+def pair(inputs: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Of two views with events."""
+    return {"both": inputs["temp"]}
+
+
+@on_demand_feature_view(sources=[carrier_profile, nothing], schema=[Field("half", Float64)])
+def lone(inputs: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Of two views, one without events and offline alone."""
+    return {"half": inputs["last_delay"]}
 
 
 def statistics(made_us: int, **nulls: int) -> dict[str, Any]:
@@ -20,7 +37,8 @@ def statistics(made_us: int, **nulls: int) -> dict[str, Any]:
 
 
 def test_what_runs_and_training_sets_tell(tmp_path: Path) -> None:
-    workspace = small_project(tmp_path)
+    others = [each for each in DEFINITIONS if each is not offline_only]
+    workspace = make_workspace(tmp_path, [*others, nothing, pair, lone], now_us="2024-02-01T00:00:00Z")
     ledger = workspace.ledger
     ledger.append("shop", "statistics", "carrier_profile.1", statistics(1, last_delay=8, flights=8))
     ledger.append("shop", "statistics", "carrier_profile.1", statistics(2, last_delay=2, flights=0))
@@ -30,12 +48,13 @@ def test_what_runs_and_training_sets_tell(tmp_path: Path) -> None:
             "origin_weather__temp": "airport_weather.1:temp",
             "hour": "delay_now.0:hour",
             "old": "route_stats.7:distance",
+            "flights": "carrier_profile.1:flights",  # runs count it, too
         }
         document = statistics(made_us, **dict.fromkeys(read, nulls))
         document["columns"] = [{**column, "feature": read[column["name"]]} for column in document["columns"]]
         ledger.append("shop", "statistics", f"training_set:{name}", document)
-    registered = workspace.snapshot().registered("carrier_profile")
-    write_watermark(ledger, registered, Watermark(greatest_event_us=7_000_000))
+    for name, newest_us in (("carrier_profile", 7_000_000), ("airport_weather", 5_000_000)):
+        write_watermark(ledger, workspace.snapshot().registered(name), Watermark(greatest_event_us=newest_us))
 
     found = {feature.name: feature for feature in list_features(workspace)}
     assert list(found) == sorted(found)
@@ -47,9 +66,15 @@ def test_what_runs_and_training_sets_tell(tmp_path: Path) -> None:
         "airport_weather:temp": 6 / 8,
         "delay_now:hour": 6 / 8,
     }
-    fresh = {name.partition(":")[0] for name, each in found.items() if each.newest_event_us is not None}
-    assert fresh == {"carrier_profile", "delay_now"}
-    assert {name for name, each in found.items() if not each.online} == {"offline_only:secret"}
+    fresh = {name.partition(":")[0]: each.newest_event_us for name, each in found.items() if each.newest_event_us}
+    assert fresh == {
+        "carrier_profile": 7_000_000, "delay_now": 7_000_000,
+        "airport_weather": 5_000_000, "dest_is_warm": 5_000_000, "pair": 5_000_000,
+    }  # fmt: skip
+    assert {name for name, each in found.items() if not each.online} == {"offline_only:secret", "lone:half"}
+    assert {name: each.deprecated for name, each in found.items() if each.deprecated} == {
+        "offline_only:secret": "nobody fills it"
+    }
     assert found["route_stats:distance"].services == ("delay_model",)
     assert found["route_stats:flights"].services == ()
     assert found["delay_now:hour"].services == ("delay_model",)

@@ -221,11 +221,13 @@ def test_a_query_hides_what_it_makes_of_personal_fields(store: FeatureStore, roo
             ),
             ("SELECT trips, rating AS TRIPS FROM driver_stats", {"TRIPS_1"}),
             ("SELECT trips AS rating, 1 AS rating_1, rating FROM driver_stats", {"rating_2"}),
+            ("SELECT to_json(d)::VARCHAR AS row, trips FROM driver_stats AS d", {"row"}),
             ("SELECT rating, trips FROM driver_stats_source", set()),
         ):
             found = one(made.profile(sql))
             assert {column.name for column in found.columns if column.is_hidden} == hidden
             assert all(found[name].minimum is None and not found[name].top for name in hidden)
+            assert not any(found.drawings[name].bars for name in hidden)
         with pytest.raises(InputError, match="driver_stats:rating, tagged personal"):
             made.profile("SELECT * FROM (PIVOT driver_stats ON rating USING count(*))")
         assert len(one(made.profile("SELECT * FROM (PIVOT driver_stats_source ON rating USING count(*))")).columns) > 9

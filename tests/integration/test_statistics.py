@@ -15,9 +15,9 @@ from support.materialized import Sale, day, sales_view, write_sales
 from support.projects import make_workspace
 
 from featurestore import Field
-from featurestore.errors import RegistryUnavailableError
+from featurestore.errors import LedgerConflictError, RegistryUnavailableError
 from featurestore.ledger.generations import remember_generation
-from featurestore.ledger.statistics import newest_statistics, read_edges, recent_statistics
+from featurestore.ledger.statistics import newest_statistics, read_edges, recent_statistics, write_statistics
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.status import status
 from featurestore.maintenance.teardown import drop_data
@@ -171,6 +171,18 @@ def test_nothing_shows_of_personal_fields(tmp_path: Path) -> None:
         assert set(edges.columns) == {"note"}
 
 
+def test_in_bins_that_another_replaced_meanwhile_nothing_is_counted(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def conflict(*_: object, **__: object) -> None:
+        raise LedgerConflictError("others were written")
+
+    with closing(workspace):
+        monkeypatch.setattr(runs, "write_edges", conflict)
+        amount = column(ran(workspace, [sale(n, n % 5) for n in range(50)]), "amount")
+        assert (amount.bins, amount.at_points, amount.in_bins, amount.distinct) == (None, (), (), 5)
+
+
 def test_a_view_says_what_is_kept_of_it(tmp_path: Path) -> None:
     views = [
         sales_view(created=False).replaced(name=name, statistics=told)
@@ -220,6 +232,11 @@ def test_a_run_makes_up_for_statistics_that_there_are_none_of(
         found = newest()
         assert found is not None
         assert (run.appended, found.rows, found.run_id, column(found, "amount").maximum) == (0, 9, run.run_id, 8)
+        write_statistics(workspace.ledger, workspace.project, KEY, StatisticsDocument(0, 0, 0, ()))  # as `fs gc` does
+        succeeded(materialize_incremental(workspace))
+        found = newest()
+        assert found is not None
+        assert (found.rows, column(found, "amount").maximum) == (9, 8)
         monkeypatch.setattr(runs, "_profile", lambda *_: pytest.fail("counted again"))
         succeeded(materialize_incremental(workspace))
         assert newest() == found

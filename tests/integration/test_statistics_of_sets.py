@@ -27,10 +27,11 @@ from featurestore import (
     FeatureView,
     Field,
     ParquetSource,
+    RequestSource,
     TrainingSetWarning,
     on_demand_feature_view,
 )
-from featurestore.errors import AuthError, NotFoundError, TrainingSetError
+from featurestore.errors import AuthError, LedgerConflictError, NotFoundError, TrainingSetError
 from featurestore.ledger.saved_sets import blob_of, kept_blobs, read_set, sample_of
 from featurestore.ledger.statistics import read_edges
 from featurestore.statistics import sets
@@ -68,6 +69,21 @@ def computed(inputs: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {"twice": twice, "length": [None if owner is None else len(owner) for owner in inputs["owner"]]}
 
 
+asked = RequestSource("asked", schema=[Field("called", String, tags={"personal": "yes"})])
+
+
+@on_demand_feature_view(sources=[windows[["owner_last_2d"]]], schema=[Field("initial", String)])
+def initials(inputs: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Computed of a window over something personal."""
+    return {"initial": [None if owner is None else owner[:1] for owner in inputs["owner_last_2d"]]}
+
+
+@on_demand_feature_view(sources=[asked, profile[["amount"]]], schema=[Field("greeting", String)])
+def greetings(inputs: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Computed of something personal that the caller brings."""
+    return {"greeting": [f"hello {name}" for name in inputs["called"]]}
+
+
 FEATURES = ["profile:amount", "profile:owner", "profile:kind", "windows:amount_sum_2d", "windows:owner_last_2d"]
 
 
@@ -99,7 +115,7 @@ def store(tmp_path: Path) -> Iterator[FeatureStore]:
     (tmp_path / "features.py").write_text("")
     (tmp_path / "feature_store.yaml").write_text("project: shop\nonline_store: {url: 'lmdb:///data/online'}\n")
     with FeatureStore(tmp_path, clock=ManualClock(day(30))) as made:
-        made.apply([profile, windows, computed])
+        made.apply([profile, windows, computed, initials, greetings])
         made.materialize_incremental()
         yield made
 
@@ -137,7 +153,12 @@ def test_a_saved_set_keeps_statistics_of_every_feature(store: FeatureStore) -> N
     assert columns["length"].feature == "computed.0:length"
 
 
-def test_sets_share_bins_with_views_and_make_those_that_no_run_makes(store: FeatureStore) -> None:
+def test_sets_share_bins_with_views_and_make_those_that_no_run_makes(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def conflict(*_: object, **__: object) -> None:
+        raise LedgerConflictError("a run wrote others")
+
     def bins(key: str) -> dict[str, tuple[int, int]]:
         found, _ = read_edges(store.workspace.ledger, store.project, key)
         return {name: (each.version, each.rows) for name, each in found.columns.items()}
@@ -145,7 +166,16 @@ def test_sets_share_bins_with_views_and_make_those_that_no_run_makes(store: Feat
     before = bins("profile.1")
     assert (before, bins("windows.1")) == ({"amount": (1, 600), "kind": (1, 600)}, {"amount": (1, 600)})
     assert bins("computed.0") == {}
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(sets, "write_edges", conflict)
+        store.get_historical_features(frame(), FEATURES).save("lost")
+    assert {c.name: (c.bins, sum(c.at_points) + sum(c.in_bins) > 0) for c in statistics(store, "lost") if not c.is_hidden} == {
+        "amount": (1, True), "kind": (1, True), "amount_sum_2d": (None, False),
+    }  # fmt: skip
     store.get_historical_features(frame(), [*FEATURES, "computed:length"], full_feature_names=True).save("first")
+    assert {c.name: c.feature for c in statistics(store, "first")}[
+        "windows__amount_sum_2d"
+    ] == "windows.1:amount_sum_2d"
     assert bins("profile.1") == before
     assert bins("windows.1") == {"amount": (1, 600), "amount_sum_2d": (1, 300)}
     assert bins("computed.0") == {"length": (1, 300)}
@@ -255,6 +285,11 @@ def test_a_server_of_an_earlier_release_that_keeps_no_statistics_stops_nothing(
 
 
 def test_any_set_is_profiled(store: FeatureStore) -> None:
+    rows = frame().append_column("called", pa.array(["Ada"] * 300))
+    hidden = store.get_historical_features(rows, ["initials:initial", "greetings:greeting"])
+    assert [each.is_hidden for each in hidden.profile().columns] == [True, True]
+    assert "windows:owner, tagged personal" in hidden.left_out["initial"]
+    assert "request:called, tagged personal" in hidden.left_out["greeting"]
     found = store.get_historical_features(frame(), FEATURES).profile()
     assert [column.name for column in found.columns] == ["amount", "owner", "kind", "amount_sum_2d", "owner_last_2d"]
     assert (found["kind"].top[0][1], found["owner"].is_hidden, found.rows) == (100, True, 300)

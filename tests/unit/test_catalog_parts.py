@@ -18,6 +18,7 @@ from featurestore_registry.catalog.history import History, Touch, read_history
 from featurestore_registry.catalog.pages.changes import MOST_TEXT, changed_by
 from featurestore_registry.catalog.routes import ROUTES, find
 from featurestore_registry.catalog.search import PER_PAGE, Entry, Index, marked, search
+from featurestore_registry.catalog.site import Newest
 from featurestore_registry.catalog.words import age, ago, duration, number, seen, share
 from featurestore_registry.documents import BinsDocument, ColumnStatistics, RunDocument, WatermarkDocument
 from featurestore_registry.records import Change, Record, RecordField
@@ -426,3 +427,16 @@ def test_a_page_of_differences_has_an_end() -> None:
     texts = [len(line.text) for each in found for part in each.differences for line in part.lines]
     assert 5_000 < sum(texts) < MOST_TEXT
     assert found[0].left_out == 0 < found[-1].left_out == 2
+
+
+def test_what_was_asked_for_last_stays_at_hand() -> None:
+    kept, made = Newest[str](most=2), list[str]()
+
+    def make(before: str | None) -> str:
+        made.append(f"{before}")
+        return f"made {len(made)}"
+
+    found = [kept.get(project, state, make) for project, state in (("a", 1), ("b", 1), ("a", 1), ("c", 1), ("a", 1))]
+    assert found == ["made 1", "made 2", "made 1", "made 3", "made 1"]
+    assert [kept.get("b", 1, make), kept.get("b", 2, make)] == ["made 4", "made 5"]  # "b" made room for "c"
+    assert made == ["None", "None", "None", "None", "made 4"]
