@@ -354,8 +354,11 @@ def test_values_of_the_data_are_for_readers_and_the_audit_for_admins(served: Ser
         # The fixture's runs count this city, and it is nowhere else.
         assert any("Berlin" in page.text for page in found.values()) == (role >= Role.READER), role
         assert any('class="bars' in page.text for page in found.values()) == (role >= Role.READER), role
+        assert ("6.2\u00a0%" in found[f"/p/{PROJECT}/features"].text) == (role >= Role.READER), role  # nulls of city
         assert (f"/p/{PROJECT}/audit" in found) == (role >= Role.ADMIN), role
         assert {page.status_code for page in found.values()} == {200}
+    told = pages[Role.ADMIN][f"/p/{PROJECT}/audit"].text
+    assert ("ada@example.com" in told, "of-ada" in told) == (True, False)
     refused = served.ask(Role.READER, PROJECT, f"/p/{PROJECT}/audit")
     assert (refused.status_code, "this needs admin" in refused.text) == (403, True)
     # Which logins and tokens there were is for an admin of every project.

@@ -195,13 +195,17 @@ def test_frames_are_profiled(store: FeatureStore) -> None:
             store.profile(wrong)
 
 
-def test_a_large_frame_may_have_any_names() -> None:
-    found = profile(pa.table({"a": range(60_000), "A": range(1, 60_001), "": range(2, 60_002)}))
-    assert [(each.name, each.minimum, each.maximum) for each in found.columns] == [
-        ("a", 0, 59_999),
-        ("A", 1, 60_000),
-        ("", 2, 60_001),
-    ]
+def test_a_large_frame_may_have_any_names_and_values() -> None:
+    columns = {"a": range(60_000), "A": range(1, 60_001), "": range(2, 60_002), "'><script>": [*range(59_999), 10**12]}
+    found = profile(pa.table(columns))
+    ends = [(each.name, each.minimum, each.maximum) for each in found.columns]
+    assert ends == [("a", 0, 59_999), ("A", 1, 60_000), ("", 2, 60_001), ("'><script>", 0, 10**12)]
+    assert found.title() == f"the frame: 60,000 rows; quantiles and frequent values from {found.sampled:,} of them"
+    assert found.sampled == pytest.approx(51_500, rel=0.02)
+    bars = found.drawings["'><script>"].bars  # the outlier does not press all others into one
+    assert max(bars) == pytest.approx(found.sampled / len(bars), rel=0.1)
+    labels = {svg.get("aria-label") for svg in ElementTree.fromstring(f"<div>{found._repr_html_()}</div>").iter("svg")}
+    assert labels == {f"histogram of {name}" for name in columns}
 
 
 def test_a_query_hides_what_it_makes_of_personal_fields(store: FeatureStore, root: Path, tmp_path: Path) -> None:

@@ -202,7 +202,8 @@ def fill(registry: Registry, clock: ManualClock) -> None:
     )
     add_set(registry.ledger, PROJECT, saved_set("january"))
     registry.ledger.append(PROJECT, STATISTICS, "training_set:january", asdict(set_statistics(now_us)))
-    registry.journal.append(PROJECT, "audit", [("apply", {"action": "apply", "by": "ada@example.com", "revision": 3})])
+    told = {"action": "apply", "by": "ada@example.com", "token": "of-ada", "revision": 3}
+    registry.journal.append(PROJECT, "audit", [("apply", told)])
     registry.journal.append(PROJECT, "serving", [("web-1", {
         "instance": "web", "process": 1, "host": "web-1.example", "version": "0.1.0", "revision": 3,
         "hash": definitions.chain(PROJECT).head, "code": {},

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal as PythonDecimal
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 
+from featurestore.engine.duck.profile import _bounds
 from featurestore.engine.profiles import ColumnTotals, shortened
 from featurestore.statistics import bins as bins_module
 from featurestore.statistics.bins import BINS, count_in, make_bins, must_be_made, widened
@@ -316,3 +318,9 @@ def test_rows_are_sampled_evenly_and_fewer_are_among_more() -> None:
     assert len(set(many)) == 20_000
     for part in range(10):  # of a log in order of time, of every hour as much
         assert 1_850 < ((many >= part * 40_000) & (many < (part + 1) * 40_000)).sum() < 2_150
+
+
+def test_ends_of_texts_in_footers_are_believed_where_no_writer_cuts_them() -> None:
+    for length, is_believed in ((63, True), (64, False), (65, False)):
+        told = SimpleNamespace(has_null_count=True, num_values=2, has_min_max=True, min="a", max="b" * length)
+        assert (_bounds(String, told) == ("a", "b" * length)) == is_believed
