@@ -33,8 +33,8 @@ from featurestore.statistics.columns import Column, is_personal, of_view
 from featurestore.statistics.profile import Profile, Profiles
 from featurestore.statistics.profile import profile as profile_rows
 from featurestore.tables import as_arrow, read_table
-from featurestore.types import ValueType
-from featurestore.types.arrow import value_type_of
+from featurestore.types import Bytes, ValueType
+from featurestore.types.arrow import arrow_type, value_type_of
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
 from featurestore.workspace import Readers, Workspace
 
@@ -255,7 +255,18 @@ def _profile_table(workspace: Readers, name: str, table: pa.Table, hidden: Colle
     kinds = {field.name: value_type_of(field.type) for field in table.schema}
     known, unknown = _columns(kinds, {field.name: str(field.type) for field in table.schema})
     columns = [replace(column, is_hidden=column.name in hidden) for column in known]
+    for at, field in enumerate(table.schema):
+        table = table.set_column(at, field.name, _decoded(table.column(at), kinds[field.name]))
     return profile_rows(workspace.engine, name, table, columns, left_out=unknown)
+
+
+def _decoded(column: pa.ChunkedArray, kind: ValueType | None) -> pa.ChunkedArray:
+    """Return a column without a dictionary (pandas' category, DuckDB's enum), bytes as the type that sources have."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(arrow_type(kind)) if kind == Bytes else column
 
 
 def _columns(

@@ -190,6 +190,17 @@ def test_frames_are_profiled(store: FeatureStore) -> None:
         found = one(store.profile(given))
         assert (found.name, found.rows, found["v"].nulls, found["v"].mean) == ("the frame", 3, 1, 2.0)
         assert found["7"].top == (("x", 2),)
+    coded = pd.Categorical(["x", "y", "x", None])
+    texts = {"category": coded, "enum": pa.array(coded), "large": pa.array(["x", "y", "x", None], pa.large_string())}
+    numbers = pd.DataFrame(
+        {"number": pd.Categorical([1, 2, 1, None]), "bytes": pd.Categorical([b"x", b"y", b"x", None])}
+    )
+    found = one(store.profile(pa.table({**texts, "binary": pa.array([b"x", b"y", b"x", None], pa.large_binary())})))
+    assert {name: found[name].top for name in texts} == dict.fromkeys(texts, (("x", 2), ("y", 1)))
+    assert found["binary"].top == one(store.profile(numbers))["bytes"].top == (("eA==", 2), ("eQ==", 1))
+    assert (one(store.profile(numbers))["number"].mean, found["enum"].nulls) == (pytest.approx(4 / 3), 1)
+    one_of = one(store.profile("SELECT 'x'::ENUM('x', 'y') AS v FROM driver_stats_source LIMIT 3"))
+    assert one_of["v"].top == (("x", 3),)
     for wrong in (None, 5, pd.DataFrame({"v": [1, "x"]}, dtype=object)):
         with pytest.raises(InputError):
             store.profile(wrong)
