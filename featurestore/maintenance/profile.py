@@ -33,7 +33,7 @@ from featurestore.statistics.columns import Column, is_personal, of_view
 from featurestore.statistics.profile import Profile, Profiles
 from featurestore.statistics.profile import profile as profile_rows
 from featurestore.tables import as_arrow, read_table
-from featurestore.types import Bytes, ValueType
+from featurestore.types import Bytes, String, ValueType
 from featurestore.types.arrow import arrow_type, value_type_of
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
 from featurestore.workspace import Readers, Workspace
@@ -196,7 +196,9 @@ def profile_file(workspace: Readers, path: str) -> Profile:
         return _profile_files(workspace, path, ParquetSource("file", str(Path(path).absolute()), "event_timestamp"))
     except SourceFileError as error:  # which speaks of a source: nobody declared one
         if error.details.get("source"):
-            raise SourceFileError(f"{path} matches no Parquet file.", hint="Check the path.", path=path) from None
+            raise SourceFileError(
+                f"{path} matches no Parquet file.", hint="Check the path; relative paths start here.", path=path
+            ) from None
         hint = "Write it as a Parquet file, or pass others; in Python a frame, too: `store.profile(frame)`."
         raise SourceFileError(error.message, hint=hint, path=path) from None
 
@@ -261,12 +263,13 @@ def _profile_table(workspace: Readers, name: str, table: pa.Table, hidden: Colle
 
 
 def _decoded(column: pa.ChunkedArray, kind: ValueType | None) -> pa.ChunkedArray:
-    """Return a column without a dictionary (pandas' category, DuckDB's enum), bytes as the type that sources have."""
+    """Return a column without a dictionary (pandas' category, DuckDB's enum), texts and bytes as Arrow counts them."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    return column.cast(arrow_type(kind)) if kind == Bytes else column
+    is_read = kind not in (String, Bytes) or column.type in (pa.string(), pa.large_string())
+    return column if is_read else column.cast(arrow_type(kind))
 
 
 def _columns(

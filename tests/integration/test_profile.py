@@ -191,7 +191,12 @@ def test_frames_are_profiled(store: FeatureStore) -> None:
         assert (found.name, found.rows, found["v"].nulls, found["v"].mean) == ("the frame", 3, 1, 2.0)
         assert found["7"].top == (("x", 2),)
     coded = pd.Categorical(["x", "y", "x", None])
-    texts = {"category": coded, "enum": pa.array(coded), "large": pa.array(["x", "y", "x", None], pa.large_string())}
+    texts = {
+        "category": coded,
+        "enum": pa.array(coded),
+        "large": pa.array(["x", "y", "x", None], pa.large_string()),
+        "seen": pa.array(["x", "y", "x", None], pa.string_view()),
+    }
     numbers = pd.DataFrame(
         {"number": pd.Categorical([1, 2, 1, None]), "bytes": pd.Categorical([b"x", b"y", b"x", None])}
     )
