@@ -268,8 +268,9 @@ def _decoded(column: pa.ChunkedArray, kind: ValueType | None) -> pa.ChunkedArray
 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    is_read = kind not in (String, Bytes) or column.type in (pa.string(), pa.large_string())
-    return column if is_read else column.cast(arrow_type(kind))
+    if kind is None or kind not in (String, Bytes) or column.type in (pa.string(), pa.large_string()):
+        return column
+    return column.cast(arrow_type(kind))
 
 
 def _columns(

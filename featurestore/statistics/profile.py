@@ -102,8 +102,8 @@ class Profile:
 
     def title(self) -> str:
         """Return what was profiled, in words."""
-        part = "" if self.sampled >= self.rows else f"; quantiles and frequent values from {self.sampled:,} of them"
-        return f"{self.name}: {_counted(self.rows, 'row')}{part}"
+        told = f"; quantiles and frequent values from {self.sampled:,} of them, distinct estimated"
+        return f"{self.name}: {_counted(self.rows, 'row')}{told if self.sampled < self.rows else ''}"
 
     def _repr_html_(self) -> str:
         heads = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in HEADS)

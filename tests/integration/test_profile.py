@@ -216,7 +216,10 @@ def test_a_large_frame_may_have_any_names_and_values() -> None:
     found = profile(pa.table(columns))
     ends = [(each.name, each.minimum, each.maximum) for each in found.columns]
     assert ends == [("a", 0, 59_999), ("A", 1, 60_000), ("", 2, 60_001), ("'><script>", 0, 10**12)]
-    assert found.title() == f"the frame: 60,000 rows; quantiles and frequent values from {found.sampled:,} of them"
+    assert (
+        found.title()
+        == f"the frame: 60,000 rows; quantiles and frequent values from {found.sampled:,} of them, distinct estimated"
+    )
     assert found.sampled == pytest.approx(51_500, rel=0.02)
     bars = found.drawings["'><script>"].bars  # the outlier does not press all others into one
     assert max(bars) == pytest.approx(found.sampled / len(bars), rel=0.1)
