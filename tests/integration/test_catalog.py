@@ -17,6 +17,7 @@ import httpx
 import pytest
 from featurestore_registry.auth import Role, create_token
 from featurestore_registry.catalog import frame, history
+from featurestore_registry.catalog.pages import listing
 from featurestore_registry.errors import RegistryUnavailableError
 from featurestore_registry.http.client import open_registry as open_http
 from featurestore_registry.interface import Registry
@@ -394,6 +395,24 @@ def test_of_a_view_without_statistics_none_are_promised(local: httpx.Client) -> 
     ):
         page = local.get(f"/p/{PROJECT}/{path}").text
         assert ("left statistics" in page, "statistics=False" in page) == (is_promised, not is_promised)
+
+
+def test_features_are_sorted_and_paged(local: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "PER_PAGE", 4)
+
+    def names(query: str) -> list[str]:
+        pages = [rows_of(local, f"features?page={page}&{query}") for page in range(1, 5)]
+        found = [[re.findall(r'/feature/\w+/\w+/(\w+)"', row) for row in rows] for rows in pages]
+        return [name for page in found for row in page for name in row[:1]]
+
+    by_name = names("")
+    assert by_name == sorted(by_name)
+    assert len(by_name) == len(set(by_name)) == 12
+    assert names("order=desc") == by_name[::-1]
+    # Nulls and NaN: of 2 windows, of a feature on demand, of city and last_rating; the others have no figures.
+    counted = [*names("sort=nulls&order=desc")[:4], *names("sort=nulls")[:4][::-1]]
+    computed, stored = ["fare_mean_1h", "rating_by_km"], ["city", "last_rating"]
+    assert counted == [*computed, *stored, *computed[::-1], *stored]
 
 
 def rows_of(local: httpx.Client, path: str) -> list[str]:

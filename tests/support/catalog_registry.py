@@ -290,7 +290,7 @@ def set_statistics(made_us: int) -> StatisticsDocument:
     found = statistics("", made_us, 12_000, city_nulls=40)
     (rating,) = [column for column in found.columns if column.name == "last_rating"]
     names = {"fare_mean_1h": "driver_recent.1", "rating_by_km": "ride_facts.0"}
-    more = [replace(rating, name=name, feature=f"{key}:{name}") for name, key in names.items()]
+    more = [replace(rating, name=name, feature=f"{key}:{name}", not_finite=900) for name, key in names.items()]
     own = [replace(column, feature=f"driver_stats.1:{column.name}") for column in found.columns if column.role != "key"]
     return replace(found, columns=(*own, *more))
 
