@@ -253,6 +253,7 @@ def test_documents_of_other_versions_have_no_columns_and_stop_nothing():
         ("SELECT * FROM t", "Any Name", "=t.Any Name"),
         ("SELECT 'not", "k", "~t.* ~u.*"),
         (f"SELECT {'(' * 3000}a{')' * 3000} AS x FROM t", "x", "~t.* ~u.*"),
+        ("SELECT EXISTS (SELECT b FROM t WHERE a > 1) AS x FROM u", "x", "~t.a"),  # whether there are rows, not which
         ("SELECT 1 AS x", "x", ""),
         ("SELECT * RENAME ORDER (a AS z) FROM t", "z", "~t.* ~u.*"),  # the parser makes a tree of it
         (f"SELECT a AS x FROM t -- {'.' * 100_000}", "x", "~t.* ~u.*"),
