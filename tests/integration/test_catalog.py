@@ -17,6 +17,7 @@ import httpx
 import pytest
 from featurestore_registry.auth import Role, create_token
 from featurestore_registry.catalog import frame, history
+from featurestore_registry.catalog.app import Catalog
 from featurestore_registry.catalog.pages import listing
 from featurestore_registry.errors import RegistryUnavailableError
 from featurestore_registry.http.client import open_registry as open_http
@@ -190,12 +191,19 @@ def test_the_files_of_pages_are_the_packages_own(local: httpx.Client) -> None:
         assert local.get(f"/static/{name}").status_code == 404
 
 
-def test_another_host_is_not_answered(local: httpx.Client) -> None:
+def test_another_host_is_not_answered(local: httpx.Client, registry: Registry) -> None:
     """A page elsewhere whose name is made to lead to this machine could read everything."""
     for host in ("evil.example", "evil.example:80", f"evil.example:{local.base_url.port}", "127.0.0.1", ""):
         answer = local.get(f"/p/{PROJECT}", headers={"host": host})
         assert (answer.status_code, PROJECT in answer.text) == (421, False), host
     assert local.post(f"/p/{PROJECT}").status_code == 405
+    scope = {
+        "method": "GET",
+        "headers": [(b"host", b"here"), (b"host", b"evil.example")],
+        "path": "/",
+        "query_string": b"",
+    }
+    assert Catalog(registry, is_local=True, hosts=["here"])._response(scope).status_code == 421
 
 
 def test_an_unknown_name_is_told_apart_and_the_nearest_named(local: httpx.Client) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from featurestore_registry.errors import RecordNotFoundError
+from featurestore_registry.interface import LedgerReader
 from featurestore_registry.lineage.columns import trace
 from featurestore_registry.lineage.graph import Graph
-from featurestore_registry.records import Record, RecordField
+from featurestore_registry.records import LedgerEntry, Record, RecordField
 
 from featurestore import (
     Aggregation,
@@ -108,6 +109,25 @@ def test_objects_both_ways():
     }
 
 
+class Kept(LedgerReader):
+    """What people named, and deleted."""
+
+    def scan(self, project: str, kind: str, *, key: str | None = None, limit: int | None = None) -> list[LedgerEntry]:
+        kept = {
+            "training_set": {"june": {"references": REFERENCES}, "july": {"deleted": True}},
+            "consumer": {"app": {"services": ["model"]}, "old": {"gone": True}},
+        }
+        return [LedgerEntry(project, kind, name, 1, told, datetime(2026, 1, 1)) for name, told in kept[kind].items()]
+
+
+def test_what_is_deleted_of_the_ledger_is_nowhere():
+    graph = Graph.read(RECORDS, Kept(), "p")
+    assert told("joined", graph) == told("joined")
+    for name in ("training_set:july", "old"):
+        with pytest.raises(RecordNotFoundError):
+            graph.find(name)
+
+
 def test_columns_of_sql_say_what_is_copied_and_what_decides_rows():
     assert told("joined", down=0, up=1, columns=True) == {
         "shop reads joined",
@@ -175,6 +195,8 @@ def test_a_training_set_is_of_the_service_that_reads_the_same():
     graph = Graph(RECORDS, training_sets={"whole": references})
     assert "model reads whole" in told("training_set:whole", graph)
     assert "model reads june" not in told("june")
+    unnamed = [same[0], references[1], {**same[1], "name": "plain", "join_keys": {}}]
+    assert "model reads other" not in told("other", Graph(RECORDS, training_sets={"other": unnamed}))
 
 
 @pytest.mark.parametrize(
