@@ -15,7 +15,9 @@ from featurestore_registry.documents import BinsDocument
 from featurestore.statistics.counting import Counted
 
 BINS = 20
-"""How many bins lie between edges, and how many texts are points, at most."""
+"""How many bins of equal shares lie between edges, and how many texts are points, at most."""
+TAILS = (0.01, 0.99)
+"""Edges lie here, too: rows of a bin are taken to lie evenly in it, and an outlier makes the outermost bins wide."""
 POINT_SHARE = 0.05
 """A value with more of the rows is a point."""
 SPIKE_SHARE, SPIKE_TIMES, NEIGHBOURS = 0.01, 10, 5
@@ -103,7 +105,8 @@ def _edges(counted: Counted, points: npt.NDArray[np.int64]) -> npt.NDArray[np.fl
     if not len(keys):
         return np.zeros(0)
     total = np.cumsum(counts)
-    ranks = np.maximum(np.ceil(np.arange(BINS + 1) / BINS * total[-1]), 1)
+    shares = np.union1d(np.arange(BINS + 1) / BINS, TAILS)
+    ranks = np.maximum(np.ceil(shares * total[-1]), 1)
     return np.unique(keys[np.searchsorted(total, ranks)].astype(np.float64))
 
 

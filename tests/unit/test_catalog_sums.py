@@ -97,6 +97,14 @@ def test_what_does_not_add_up_is_not_added() -> None:
     found = Profile([second, rebinned], {("fare", 1): BINS}).sum_of("fare")
     assert found is not None
     assert (found.column.rows, found.binned, sum(found.column.in_bins)) == (500, 100, sum(second.columns[0].in_bins))
+    # One run is in the bins of today: what it found itself is nearer than what they tell.
+    exact = replace(second, columns=(replace(second.columns[0], quantiles=(1.5,) * len(QUANTILES)),))
+    alone = Profile([exact, rebinned], {("fare", 1): BINS}).sum_of("fare")
+    assert alone is not None
+    assert (alone.column.quantiles, alone.quantiles_of) == ((1.5,) * len(QUANTILES), "the last run")
+    two = Profile([second, first, rebinned], {("fare", 1): BINS}).sum_of("fare")
+    assert two is not None
+    assert two.quantiles_of == "the bins of 2 of 3 runs"
     hidden = replace(second, columns=(replace(second.columns[0], is_hidden=True, minimum=None, mean=None),))
     kept = Profile([hidden, first], {("fare", 1): BINS}).sum_of("fare")
     assert kept is not None

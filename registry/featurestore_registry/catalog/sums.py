@@ -69,12 +69,17 @@ def sum_of(counted: Sequence[Counted], bins: BinsDocument | None) -> Sum | None:
     shown = [each for each in same if not each[1].is_hidden]
     in_bins = [each for each in shown if _fits(each[1], bins)] if last.bins is not None else []
     column = _in_bins(_values(basic, shown), in_bins)
-    found = quantiles(column, bins) if in_bins else ()
+    # Of one run the ledger has them more exactly than bins tell them.
+    found = quantiles(column, bins) if len(in_bins) > 1 else ()
     column = replace(column, quantiles=found or last.quantiles)
     binned = sum(each.rows for _, each in in_bins)
     frequent = _frequent(column, bins, total, binned)
-    told = "the bins of all counted runs" if found else "the last run"
+    told = "the last run" if not found else f"the bins of {_of_runs(len(in_bins), len(same))}"
     return Sum(column, last, len(same), binned, total, frequent, told if column.quantiles else "")
+
+
+def _of_runs(some: int, all_of_them: int) -> str:
+    return "all counted runs" if some == all_of_them else f"{some} of {all_of_them} runs"
 
 
 def _values(basic: ColumnStatistics, shown: Sequence[Counted]) -> ColumnStatistics:
