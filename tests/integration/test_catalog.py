@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from featurestore_registry.auth import Role, create_token
+from featurestore_registry.auth import Role, Token, create_token
 from featurestore_registry.catalog import frame, history
 from featurestore_registry.catalog.app import Catalog
 from featurestore_registry.catalog.pages import listing
@@ -465,6 +465,17 @@ def test_a_registry_that_is_away_is_said_plainly(registry: Registry) -> None:
         pass
     with open_http(gone, token="t" * 40) as remote, serving_catalog(remote) as url:
         answer = httpx.get(f"{url}/p/{PROJECT}")
+        admin = Token("t", "0" * 64, Role.ADMIN)
+        # Only whoever sits at this machine reads where the registry was looked for.
+        scope = {
+            "method": "GET",
+            "headers": [],
+            "path": f"/p/{PROJECT}",
+            "query_string": b"",
+            "state": {"token": admin},
+        }
+        far = Catalog(remote)._response(scope)
+    assert (far.status_code, gone.encode() in far.body, gone in answer.text) == (503, False, True)
     assert (answer.status_code, "The registry cannot be read" in answer.text) == (503, True)
     assert "Traceback" not in answer.text
     assert RegistryUnavailableError("x").message == "x"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from featurestore_registry.catalog.drawing import histogram, short, value
 from featurestore_registry.catalog.named import SavedSet
-from featurestore_registry.catalog.statistics import Profile, in_training_sets
+from featurestore_registry.catalog.statistics import Profile, in_training_sets, profile_of
 from featurestore_registry.catalog.words import of_nulls
 from featurestore_registry.documents import (
     QUANTILES,
@@ -172,3 +172,16 @@ def test_values_are_written_so_that_they_are_seen() -> None:
     assert short("2026-01-02T00:00:00+00:00", "Timestamp") == "2026-01-02"
     assert short("2026-01-02T03:04:05", "String") == "2026-01-02T03:04:05"
     assert of_nulls(ColumnStatistics("a", "Float64", rows=100, not_finite=1)) == "0\u00a0% + 1.0\u00a0%\u00a0NaN/inf"
+
+
+def test_what_was_counted_before_a_deletion_is_told_no_more() -> None:
+    class Kept(LedgerReader):
+        def scan(
+            self, project: str, kind: str, *, key: str | None = None, limit: int | None = None
+        ) -> list[LedgerEntry]:
+            told = [counted([1.0] * rows, sampled=rows) for rows in (3, 2)]
+            documents = [told[0], StatisticsDocument(0, 0, 0, ()), told[1]] if kind == "statistics" else []
+            return [LedgerEntry(project, kind, "v.1", 1, asdict(each), datetime(2026, 1, 1)) for each in documents]
+
+    found = profile_of(Kept(), "p", "v.1", runs=9)
+    assert [document.rows for document in found.documents] == [3]
