@@ -261,6 +261,10 @@ def test_a_page_says_what_there_is(local: httpx.Client) -> None:
     ):
         page = local.get(f"/p/{PROJECT}/compare/{numbers}").text  # a feature of revision 2, a view that 3 deletes
         assert ("trips_total" in page, "legacy_scores" in page) == told
+    for name, source, how in (("city", "city", "copied"), ("last_rating", "rating", None)):  # the mean of ratings
+        page = local.get(f"/p/{PROJECT}/feature/feature_view/driver_stats/{name}").text
+        (found,) = re.findall(rf"<code>trips.{source}</code></a>(?: <span class=.muted.>([^<]*)</span>)?</li>", page)
+        assert (found or None) == how
     service = html.unescape(local.get(f"/p/{PROJECT}/feature_service/ride_eta_v2").text)
     for told in (
         '[{"driver_id": 1, "rider_id": 1, "distance": 1.5}]',

@@ -185,3 +185,10 @@ def test_what_was_counted_before_a_deletion_is_told_no_more() -> None:
 
     found = profile_of(Kept(), "p", "v.1", runs=9)
     assert [document.rows for document in found.documents] == [3]
+
+
+def test_a_run_that_appended_nothing_tells_nothing() -> None:
+    older = counted([1.0, 2.0], sampled=2)
+    nothing = replace(older, rows=0, columns=(replace(older.columns[0], rows=0, nulls=0),))
+    found = Profile([nothing, older], {})
+    assert (found.newest, found.column("fare"), found.counted) == (older, older.columns[0], (2, 1))
