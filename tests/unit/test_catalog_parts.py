@@ -221,6 +221,12 @@ def test_a_histogram_shows_rows_by_width_and_single_values_where_they_are() -> N
     assert [x for x, _ in areas(drawn.points)] == [8.0]
     assert areas(drawn.points)[0][1] == pytest.approx(6 / 6.6 * 1000, abs=0.1)
     assert (drawn.low, drawn.high) == ("0", "12")
+    narrow = BinsDocument(edges=(0.0, 0.1, 0.2, 24.0), rows=1)  # two bins within one bar
+    told = histogram(replace(column, at_points=(), in_bins=(0, 10, 5, 24, 0)), narrow, width=BARS, height=1000)
+    assert told is not None
+    first, *others = (tall for _, tall in areas(told.path))
+    assert others == pytest.approx([1000 * (24 / 23.8) / (15 + 24 * 0.8 / 23.8)] * 23, abs=0.1)
+    assert first == 1000
     for other in (replace(column, is_hidden=True), replace(column, bins=2), replace(column, in_bins=(1,))):
         assert histogram(other, bins, width=24, height=10) is None
     assert histogram(column, None, width=24, height=10) is None
@@ -291,6 +297,9 @@ def test_a_line_leaves_gaps_and_says_what_it_shows() -> None:
     flat = line([0.0, 0.0], ["a", "b"], name="Nulls", width=108, height=108, is_share=True)
     assert flat is not None
     assert flat.path == "M4.0 104.0L104.0 104.0"
+    nulls = line([0.25, 0.5], ["a", "b"], name="Nulls", width=108, height=108, is_share=True)
+    assert nulls is not None
+    assert (nulls.low, nulls.path) == ("0 %", "M4.0 54.0L104.0 4.0")  # from nothing on
 
 
 def test_longer_windows_reach_further_back() -> None:
