@@ -24,12 +24,17 @@ from featurestore.consistency.waiting_rows import settled, waiting_rows
 from featurestore.errors import AuthError, EngineError, FeatureStoreError, OfflineStoreError, OnlineStoreError
 from featurestore.following.held import MOST_MADE_ANEW, held_layouts, not_held, wait_for_records
 from featurestore.following.lag import Lag, lag_of
+from featurestore.ledger.commits import RUN
 from featurestore.ledger.runs import RunResult, runs
+from featurestore.ledger.statistics import recent_statistics
 from featurestore.ledger.unread import read_unread
 from featurestore.ledger.watermarks import Watermark, read_watermark
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.times import to_rfc3339
 from featurestore.workspace import Readers
+
+LATE_RUNS, LATE_COMMITS = 50, 200
+"""Among how many runs, and in how many commits, killed ones are looked for that nobody counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,7 @@ def status(workspace: Readers) -> list[ViewStatus]:
                 pushes_wait=pushes_wait,
                 waiting=_waiting(workspace, registered, watermark) if is_up and not running else 0,
                 unreadable=unreadable,
-                no_statistics=_no_statistics(registered, history, counted),
+                no_statistics=_no_statistics(workspace, registered, history, counted),
             )
         )
     return found
@@ -147,8 +152,10 @@ def _counted_runs(workspace: Readers) -> dict[str, str] | None:
     return None
 
 
-def _no_statistics(registered: RegisteredView, history: list[RunResult], counted: dict[str, str] | None) -> str:
-    """Return that a view's last run that appended rows has no statistics, and what comes of it; else nothing."""
+def _no_statistics(
+    workspace: Readers, registered: RegisteredView, history: list[RunResult], counted: dict[str, str] | None
+) -> str:
+    """Return that runs that appended rows have no statistics, and what comes of it; else nothing."""
     appended = next((run for run in history if run.appended and run.state == "done" and not run.dry_run), None)
     if counted is None or appended is None or registered.view.statistics is False:
         return ""
@@ -156,7 +163,28 @@ def _no_statistics(registered: RegisteredView, history: list[RunResult], counted
     if made_by is None:
         return f"{registered.view.name}: no statistics: the next `fs materialize` counts its whole log."
     newer = [run.run_id for run in history[: history.index(appended) + 1]]
-    return "" if made_by in newer else f"{registered.view.name}: no statistics of its run {appended.run_id}."
+    missing = [] if made_by in newer else [appended.run_id]
+    missing += _killed_uncounted(workspace, registered, history)
+    runs = f"its run {missing[0]}" if len(missing) == 1 else f"its runs {', '.join(missing)}"
+    return f"{registered.view.name}: no statistics of {runs}." if missing else ""
+
+
+def _killed_uncounted(workspace: Readers, registered: RegisteredView, history: list[RunResult]) -> list[str]:
+    """Return the runs that died after they had committed rows and before these were counted, of late ones."""
+    killed = [run.run_id for run in history[:LATE_RUNS] if run.state == "killed"]
+    if not killed:
+        return []
+    documents = recent_statistics(workspace.ledger, workspace.project, registered.ledger_key, limit=LATE_RUNS)
+    uncounted = set(killed) - {document.run_id for document in documents}
+    committed = set[str]()
+    commit = workspace.offline.find_commit(registered.table) if uncounted else None
+    for _ in range(LATE_COMMITS):
+        if commit is None:
+            break
+        if commit.rows:
+            committed.add(str(commit.facts.get(RUN)))
+        commit = workspace.offline.find_commit(registered.table, commit.number - 1) if commit.number else None
+    return sorted(uncounted & committed)
 
 
 def _mismatches(workspace: Readers) -> tuple[dict[str, list[Mismatch]], bool]:

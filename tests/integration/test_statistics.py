@@ -17,6 +17,7 @@ from support.projects import make_workspace
 from featurestore import Field
 from featurestore.errors import LedgerConflictError, RegistryUnavailableError
 from featurestore.ledger.generations import remember_generation
+from featurestore.ledger.runs import all_runs
 from featurestore.ledger.statistics import newest_statistics, read_edges, recent_statistics, write_statistics
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.status import status
@@ -245,6 +246,34 @@ def test_a_run_makes_up_for_statistics_that_there_are_none_of(
         write_sales(workspace.root / "sales.parquet", [sale(n, n) for n in range(12)])
         (run,) = succeeded(materialize_incremental(workspace))
         assert status(workspace)[0].no_statistics == f"shop_sales: no statistics of its run {run.run_id}."
+
+
+def test_rows_of_a_run_that_died_before_they_were_counted_are_told_of(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with closing(workspace):
+        ran(workspace, [sale(n, n) for n in range(5)])
+        with monkeypatch.context() as killed:
+            killed.setattr(jobs, "profile_run", dies)
+            killed.setattr(jobs, "record_end", lambda *_: None)
+            write_sales(workspace.root / "sales.parquet", [sale(n, n) for n in range(7)])
+            with pytest.raises(KeyboardInterrupt):
+                materialize_incremental(workspace)
+        (dead, *_) = all_runs(workspace.ledger, workspace.project, now_us=workspace.clock())
+        assert dead.state == "killed"
+        told = f"shop_sales: no statistics of its run {dead.run_id}."
+        assert status(workspace)[0].no_statistics == told
+        ran(workspace, [sale(n, n) for n in range(9)])
+        assert status(workspace)[0].no_statistics == told
+        with monkeypatch.context() as killed:  # one that died and had committed nothing
+            killed.setattr(jobs, "_attempt", dies)
+            killed.setattr(jobs, "record_end", lambda *_: None)
+            with pytest.raises(KeyboardInterrupt):
+                materialize_incremental(workspace)
+        assert status(workspace)[0].no_statistics == told
 
 
 def test_nothing_is_made_up_for_a_view_without_statistics_or_rows(tmp_path: Path) -> None:
