@@ -78,6 +78,8 @@ def settings_page() -> Iterable[str]:
     yield from settings_table(settings.RegistryServerSettings, "registry_server.")
     yield "\n## journal\n"
     yield from settings_table(settings.JournalSettings, "journal.")
+    yield "\n## served\n"
+    yield from settings_table(settings.ServedSettings, "served.")
     yield ENVIRONMENT
 
 

@@ -19,6 +19,7 @@ FeatureStoreError                       (featurestore_registry.errors: the regis
 │   └── SourceFileError                 a file is missing, empty, truncated, foreign or damaged
 ├── MismatchError                       registry, offline store and online store do not belong together
 ├── MaterializationError                a run failed
+│   ├── ExpectationError                rows are not as expected: nothing was committed
 │   └── LeaseHeldError                  another run of the view is under way
 ├── EngineError                         the engine failed on well-formed input
 ├── DiskFullError                       no space left
@@ -70,6 +71,7 @@ __all__ = [
     "EngineError",
     "EntityFrameError",
     "EntityKeyError",
+    "ExpectationError",
     "FeatureStoreError",
     "InputError",
     "IntervalError",
@@ -181,6 +183,10 @@ class MismatchError(FeatureStoreError):
 
 class MaterializationError(FeatureStoreError):
     """A materialization run failed; running it again is safe."""
+
+
+class ExpectationError(MaterializationError):
+    """The rows of a run are not as expected, and the view says to block them: nothing was committed."""
 
 
 class LeaseHeldError(MaterializationError):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import model_validator
 
-from featurestore.definitions.base import COLUMN_NAME, Field, FrozenModel, as_tuple, check_column_name
+from featurestore.definitions.base import COLUMN_NAME, Field, Named, as_tuple, check_column_name
 from featurestore.errors import DefinitionError, did_you_mean
 from featurestore.types import Array, Bool, Bytes, Date, Float32, Float64, Int32, Int64, String, Timestamp, ValueType
 from featurestore.types.times import MICROSECOND
@@ -116,7 +116,7 @@ class Window:
         return (at_us - self.length_us) // self.resolution_us * self.resolution_us
 
 
-class Aggregation(FrozenModel):
+class Aggregation(Named):
     """A function of one column over the events of some windows, as features of a view: one for each window.
 
     ``function``: count, sum, mean, min, max, var, std, first, last, last_n (with ``n``) or count_distinct (at most

@@ -8,9 +8,10 @@ from datetime import timedelta
 from html import escape
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, SerializeAsAny, ValidationError, model_validator
 from typing_extensions import override
 
+from featurestore.definitions.expectations import FieldRule
 from featurestore.errors import DefinitionError, ValueTypeError
 from featurestore.tables import html_table
 from featurestore.types import ValueType
@@ -90,6 +91,34 @@ class FrozenModel(BaseModel):
     kind: ClassVar[str]
     title: ClassVar[str]
 
+    def __str__(self) -> str:
+        return repr(self)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield the fields that were set, called as in the constructor; other definitions appear by name."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name not in _NOT_SHOWN and value != field.get_default(call_default_factory=True):
+                yield _ARGUMENTS.get(name, name), _by_name(value)
+
+
+class Part(FrozenModel):
+    """A part of a definition that needs no name, such as a rule."""
+
+    def _fill(self, **values: Any) -> None:
+        """Validate and set every field; the ``__init__`` of each class calls it with what it was given."""
+        try:
+            BaseModel.__init__(self, **values)
+        except ValidationError as error:
+            raise _definition_error(self.title, None, error) from None
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+class Named(FrozenModel):
+    """Something with a name, by which messages speak of it."""
+
     name: str
 
     def _fill(self, name: str, **values: Any) -> None:
@@ -99,19 +128,13 @@ class FrozenModel(BaseModel):
         except ValidationError as error:
             raise _definition_error(self.title, name, error) from None
 
-    def __str__(self) -> str:
-        return repr(self)
-
     def __hash__(self) -> int:
         return hash((type(self), self.name))
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        """Yield the fields that were set, called as in the constructor; other definitions appear by name."""
+        """Yield the name without a word, then the fields that were set."""
         yield None, self.name
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            if name not in _NOT_SHOWN and value != field.get_default(call_default_factory=True):
-                yield _ARGUMENTS.get(name, name), _by_name(value)
+        yield from super().__repr_args__()
 
     @override
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -127,7 +150,7 @@ class FrozenModel(BaseModel):
         return made
 
 
-class Definition(FrozenModel):
+class Definition(Named):
     """A named object of a feature repo."""
 
     name: ObjectName
@@ -153,7 +176,7 @@ class Definition(FrozenModel):
         return head + facts + (columns if fields else "")
 
 
-class Field(FrozenModel):
+class Field(Named):
     """One feature of a view, or one value of a request.
 
     An online read answers ``default`` instead of null when a value is not PRESENT; the status stays true. In
@@ -169,6 +192,8 @@ class Field(FrozenModel):
     tags: dict[str, str] = {}
     default: Any = None
     deprecated: str = ""
+    expect: tuple[SerializeAsAny[FieldRule], ...] = ()
+    """What its values are expected to be; of fields of feature views only."""
 
     def __init__(
         self,
@@ -179,8 +204,17 @@ class Field(FrozenModel):
         tags: Mapping[str, str] | None = None,
         default: Any = None,
         deprecated: str = "",
+        expect: Sequence[FieldRule] = (),
     ) -> None:
-        self._fill(name, type=type, description=description, tags=as_dict(tags), default=default, deprecated=deprecated)
+        self._fill(
+            name,
+            type=type,
+            description=description,
+            tags=as_dict(tags),
+            default=default,
+            deprecated=deprecated,
+            expect=as_tuple(expect),
+        )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -191,13 +225,19 @@ class Field(FrozenModel):
             except ValueTypeError as error:
                 raise ValueError(f"default: {error.message.rstrip('.')}") from None
         made: Field = build(values)
-        return made
+        try:
+            fitted = tuple(rule.fitted(made.type) for rule in made.expect)
+        except ValueError as error:
+            raise ValueError(f"expect: {error}") from None
+        return made if fitted == made.expect else made.model_copy(update={"expect": fitted})
 
 
 def _check_schema(fields: tuple[Field, ...]) -> tuple[Field, ...]:
     if not fields:
         raise ValueError("schema needs at least one Field")
     check_unique_columns([field.name for field in fields])
+    if ruled := next((field.name for field in fields if field.expect), None):
+        raise ValueError(f"{ruled}: expect: only what feature views store is checked")
     return fields
 
 
@@ -235,8 +275,9 @@ def _definition_error(title: str, name: object, error: ValidationError) -> Defin
     location = ".".join(str(part) for part in (first["loc"][:-1] if is_choice else first["loc"]))
     about_whole = not location or first["type"] == "missing"
     shown = "" if about_whole else f" (got {_shorten(first.get('input'))})"
+    of = title if name is None else f"{title} {name!r}"
     return DefinitionError(
-        f"{title} {name!r}: {location + ': ' if location else ''}{message}{shown}.",
+        f"{of}: {location + ': ' if location else ''}{message}{shown}.",
         object=name,
         field=location,
     )

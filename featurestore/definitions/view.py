@@ -14,7 +14,7 @@ from featurestore.definitions.aggregation import Aggregation, Window
 from featurestore.definitions.base import (
     Definition,
     Field,
-    FrozenModel,
+    Named,
     ObjectName,
     as_dict,
     as_tuple,
@@ -23,6 +23,7 @@ from featurestore.definitions.base import (
 )
 from featurestore.definitions.entity import Entity
 from featurestore.definitions.events import EventColumns
+from featurestore.definitions.expectations import FieldRule, OnFailure, ViewRule
 from featurestore.definitions.source import ParquetSource, PushSource
 from featurestore.definitions.sql import check_view_sql
 from featurestore.errors import DefinitionError, NotFoundError, did_you_mean
@@ -45,6 +46,9 @@ class FeatureView(Definition):
 
     With ``statistics=False`` runs keep no statistics of the view. A list names the columns whose most frequent values
     show even where there are more than 100 different ones.
+
+    ``expect``, here and in fields, says what the rows of a run should be like; ``on_failure`` what happens where they
+    are not: ``"warn"`` commits them and says so, with ``"block"`` nothing is committed.
     """
 
     kind: ClassVar[str] = "feature_view"
@@ -60,6 +64,8 @@ class FeatureView(Definition):
     ttl: timedelta | None = None
     online: bool = True
     statistics: bool | tuple[str, ...] = True
+    expect: tuple[pydantic.SerializeAsAny[ViewRule], ...] = ()
+    on_failure: OnFailure = "warn"
 
     def __init__(
         self,
@@ -74,6 +80,8 @@ class FeatureView(Definition):
         ttl: timedelta | None = None,
         online: bool = True,
         statistics: bool | Sequence[str] = True,
+        expect: Sequence[ViewRule] = (),
+        on_failure: OnFailure = "warn",
         description: str = "",
         owner: str = "",
         tags: Mapping[str, str] | None = None,
@@ -97,6 +105,8 @@ class FeatureView(Definition):
             ttl=ttl,
             online=online,
             statistics=statistics if isinstance(statistics, bool) else as_tuple(statistics) or True,
+            expect=as_tuple(expect),
+            on_failure=on_failure,
             description=description,
             owner=owner,
             tags=as_dict(tags),
@@ -216,6 +226,12 @@ class FeatureView(Definition):
         return self.fields
 
     @property
+    def rules(self) -> tuple[tuple[str | None, FieldRule | ViewRule], ...]:
+        """Every rule, with the field that it is of; None: of all rows."""
+        of_fields = [(field.name, rule) for field in self.fields or () for rule in field.expect]
+        return (*of_fields, *((None, rule) for rule in self.expect))
+
+    @property
     def stored_types(self) -> dict[str, ValueType]:
         """Every join key and stored field with its type, in the order of the log."""
         return {**self.join_keys, **{field.name: field.type for field in self.stored}}
@@ -306,7 +322,7 @@ class FeatureView(Definition):
         return FeatureSelection(self).with_join_keys(columns)
 
 
-class FeatureSelection(FrozenModel):
+class FeatureSelection(Named):
     """Some features of a view, perhaps under another name and by other key columns."""
 
     kind: ClassVar[str] = "selection"

@@ -1,7 +1,8 @@
 """The engine: everything that touches many rows, as abilities of a few methods each.
 
 `Sources` reads what users' files hold, `Log` writes and reads a view's offline table, `Joins` makes training sets,
-`Queries` runs SQL, `Profiles` counts what columns hold. Each ability raises SourceSchemaError and SourceFileError for
+`Queries` runs SQL, `Profiles` counts what columns hold, `Checks` compares rows with what is expected. Each ability
+raises SourceSchemaError and SourceFileError for
 what is wrong with a source, DamagedFileError for a file of the offline store, DiskFullError, and EngineError for the
 rest; a driver's own errors never leave it. It changes no store: it writes files into folders that the caller names, and
 a commit of the offline store takes them over. Memory stays within the configured limit: what does not fit is spilled to
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from featurestore.definitions import FeatureView, ParquetSource
+from featurestore.engine.checks import Checks
 from featurestore.engine.profiles import Profiles
 from featurestore.types import ValueType
 
@@ -359,6 +361,10 @@ class Join(ABC):
         """
 
     @abstractmethod
+    def chosen(self) -> list[pa.Array | None]:
+        """Return for each view the ``fs_seq`` of each entity row's answer, null where it has none; None for windows."""
+
+    @abstractmethod
     def windowed(self) -> tuple[JoinFacts, ...]:
         """Return the facts about the views with aggregations alone, which cost nothing once there are batches."""
 
@@ -379,6 +385,16 @@ class Joins(ABC):
 
         ``frame`` holds the key columns (declared types) and ``time_column`` (timestamp[us, UTC], no nulls); the join
         reads nothing yet. A batch holds at most ``batch_rows`` rows.
+        """
+
+    @abstractmethod
+    def chosen(
+        self, frame: pa.Table, time_column: str, view: ViewJoin, *, since: Sequence[tuple[int, int]]
+    ) -> pa.Array:
+        """Return as `Join.chosen` of one view without windows, where rows count only from some instants on.
+
+        ``since`` are pairs of a number and an instant, ascending by number: a row whose ``fs_seq`` is the number or
+        greater, up to the next pair, counts from that instant on at the earliest. It changes no order of rows.
         """
 
     @abstractmethod
@@ -427,6 +443,7 @@ class Engine:
     joins: Joins
     queries: Queries
     profiles: Profiles
+    checks: Checks
     capabilities: EngineCapabilities
     prepare: Callable[[], None]
     """Prepares the next call in the background, next to the caller's other work; may do nothing."""

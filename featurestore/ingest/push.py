@@ -24,6 +24,7 @@ from featurestore.errors import (
 )
 from featurestore.ingest.ahead import Ahead
 from featurestore.ingest.events import EventCounts, EventWriter, PushedEvents, bring_online, check_events
+from featurestore.ingest.expecting import check_expected
 from featurestore.ingest.group_commit import Pushed, commit_rows
 from featurestore.ingest.noting import notes_of
 from featurestore.ingest.rows import CheckedRows, PushedRows, read_rows
@@ -141,6 +142,7 @@ class Push:
         until_us = now_us + workspace.settings.server.max_clock_skew // MICROSECOND
         self.row_count = rows.row_count
         self._rows = {r.view.name: rows.of_view(r.view, now_us=now_us, until_us=until_us) for r in target.views}
+        self._unmet = [told for r in target.views for told in check_expected(r.view, self._rows[r.view.name])]
         for name in windowed:
             check_events(self._rows[name])
         self._given = {
@@ -217,6 +219,7 @@ class Push:
     def result(self) -> PushResult:
         """Return what was done."""
         notes = [ONLINE_ONLY] if self._to == "online" else []
+        notes += self._unmet
         if self._target.by_sql:
             names, source = ", ".join(self._target.by_sql), self._target.source
             notes.append(

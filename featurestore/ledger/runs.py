@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from html import escape
+from itertools import zip_longest
 from typing import Any, get_type_hints
 
 import msgspec
@@ -43,7 +44,7 @@ class Published(PublishedDocument):
         return Published(**sums, wrong_type_keys=keys)
 
 
-_OF_EVENTS = ("unusable", "conflicts", "conflicts_in_source")
+_WHERE_THERE_ARE_ANY = ("unusable", "conflicts", "conflicts_in_source", "unmet", "accepted")
 COUNTS = tuple(field.name for field in fields(Published) if field.name != "wrong_type_keys")
 
 
@@ -52,6 +53,9 @@ class RunResult(RunDocument):
     """One run of one view. Counts are rows."""
 
     published: Published = field(default_factory=Published)
+    examples: tuple[str, ...] = ()
+    """Beside each part of `unmet`: the least and the greatest value that fails. It is not written: who may see runs may
+    not see values."""
 
     def __repr__(self) -> str:
         took = "" if self.duration_ms is None else f", {self.duration_ms / 1000:.1f} s"
@@ -76,6 +80,13 @@ class RunResult(RunDocument):
     def notes(self) -> list[str]:
         """Return what users should know besides the counts."""
         notes = []
+        for told, shown in zip_longest(self.unmet, self.examples, fillvalue=""):
+            if self.state != "failed":  # its error tells
+                notes.append(f"not as expected: {told}{f' ({shown})' if shown else ''}")
+            elif shown:
+                notes.append(f"{told}: {shown}")
+        if self.accepted:
+            notes.append(f"accepted all the same: {self.accepted}")
         if self.null_keys or self.null_times:
             notes.append(f"dropped {self.null_keys:,} rows with a null key and {self.null_times:,} without event time")
         if self.unusable:
@@ -140,8 +151,10 @@ def record_end(ledger: Ledger, project: str, run: RunResult) -> None:
 
 
 def _document(run: RunResult) -> dict[str, Any]:
-    """Return a run as it is written: without the counts that only events have, which earlier releases refuse."""
-    return {name: value for name, value in asdict(run).items() if value or name not in _OF_EVENTS}
+    """Return a run as it is written: without what few runs have, which earlier releases refuse."""
+    written = {name: value for name, value in asdict(run).items() if value or name not in _WHERE_THERE_ARE_ANY}
+    del written["examples"]
+    return written
 
 
 def runs(ledger: LedgerReader, project: str, view: str, *, now_us: int) -> list[RunResult]:

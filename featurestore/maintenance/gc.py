@@ -34,6 +34,7 @@ from featurestore.offline.interface import TableId
 from featurestore.online.records.keys import view_prefix
 from featurestore.online.records.marker import MarkerReader
 from featurestore.registered.snapshot import RegisteredView, Snapshot
+from featurestore.served.keep import retain
 from featurestore.statistics.gone import forget_gone
 from featurestore.steps import step
 from featurestore.types.times import to_short_rfc3339
@@ -73,6 +74,8 @@ class Garbage:
     journal: int = 0
     """Entries of the registry's journal that are older than the settings keep them; a dry run counts at most a thousand
     of each kind."""
+    served: int = 0
+    """Files of served logs whose rows are all older than their services keep them."""
 
 
 def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
@@ -122,7 +125,8 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     kept += [*_kept_sets(workspace), *(Kept("old entries of the journal", why) for why in refused)]
     prefixes = (view_prefix(workspace.project, *part) for part in parts)
     pushed = {table: rows for table in unused if (rows := pushed_rows_of(workspace, table))}
-    garbage = Garbage(tuple(unused), tuple(prefixes), tuple(kept), pushed, journal=forgotten)
+    served = retain(workspace, dry_run=dry_run)
+    garbage = Garbage(tuple(unused), tuple(prefixes), tuple(kept), pushed, journal=forgotten, served=served)
     return garbage if dry_run else _remove(workspace, cleaned, garbage, parts, pinned)
 
 

@@ -8,6 +8,7 @@ from featurestore.errors import FeatureStoreError, PlanError
 from featurestore.ledger.journal import catch_up_quietly
 from featurestore.offline.interface import MAX_SEQUENCE, TableId
 from featurestore.online.records.keys import view_prefix
+from featurestore.served.keep import drop_all
 from featurestore.statistics.gone import forget_gone
 from featurestore.steps import step
 from featurestore.workspace import Readers, Workspace
@@ -35,6 +36,7 @@ def drop_data(workspace: Workspace) -> None:
                     workspace.online.delete(view_prefix(workspace.project, view, generation))
             for table in tables:
                 workspace.offline.clean(table, keep=None)
+            drop_all(workspace)
             forget_gone(workspace)
     except FeatureStoreError as error:
         raise with_remains(workspace, error, finish=COMMAND) from error

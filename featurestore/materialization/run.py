@@ -37,6 +37,7 @@ from featurestore.ledger.journal import Publishes
 from featurestore.ledger.runs import RunResult
 from featurestore.ledger.unread import Unread, read_unread, write_unread
 from featurestore.ledger.watermarks import Watermark, read_watermark, write_watermark
+from featurestore.materialization.expecting import accepted, checked
 from featurestore.materialization.publish import Publication, follow, publish
 from featurestore.materialization.spans import SpansToRead, advance
 from featurestore.offline.interface import DataFile, TableVersion
@@ -175,6 +176,7 @@ class ViewRun:
             withdrawal = self._withdraw(rebuild, sound, Path(folder))
             first = 0 if version is None else version.next_sequence
             staged = self._stage(to_read, _left(sound, withdrawal), Path(folder), first)
+            self.result = checked(self.workspace, self.registered, self.result, staged)
         counted = _Prepared(staged, withdrawal, damaged, version, first_sequence=0)
         self.result = _counted(replace(self.result, intervals=to_read.intervals), counted, version)
 
@@ -309,6 +311,8 @@ class ViewRun:
                         ready.discard()
                     ready = self._prepare(to_read, rebuild, version, gap=SEQUENCE_GAP if number else 0)
                     _ask(self.registered.view.name, rebuild, ready, agreed)
+                    self.result = checked(self.workspace, self.registered, self.result, ready.staged)
+                    self.result = accepted(self.workspace, self.registered, self.result, ready.staged)
                 reached(STAGED)
                 if ready.changes_table:
                     before = version

@@ -217,6 +217,10 @@ class OfflineReader(TableReader):
     def blobs(self, project: str, kind: str) -> BlobReader:
         """Return the place for one kind of a project's blobs; it need not exist yet."""
 
+    @abstractmethod
+    def blob_kinds(self, project: str) -> list[str]:
+        """Return the kinds of blobs that a project has or had, sorted."""
+
 
 class OfflineStore(OfflineReader):
     """Tables that are read and written.

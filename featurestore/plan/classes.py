@@ -33,7 +33,7 @@ class ChangeClass(IntEnum):
     """How much a change demands from its users; a greater class demands more."""
 
     METADATA = 0
-    """Descriptions, owners, tags, what is deprecated, statistics."""
+    """Descriptions, owners, tags, what is deprecated, statistics, expectations, what is logged of serving."""
     COMPATIBLE = 1
     """Everything that worked keeps working, with the same values."""
     REBUILD = 2
@@ -131,7 +131,7 @@ def _view(before: FeatureView, after: FeatureView, held: tuple[Layout, ...] = ()
     is_same_data = [s.batch_source.name for s in before.sources] == [s.batch_source.name for s in after.sources]
     found += _compare("source", *sources, ChangeClass.COMPATIBLE if is_same_data else ChangeClass.REBUILD)
     found += _attributes(before, after, ChangeClass.REBUILD, "sql")
-    found += _attributes(before, after, ChangeClass.METADATA, "statistics")
+    found += _attributes(before, after, ChangeClass.METADATA, "statistics", "expect", "on_failure")
     longer = before.ttl is not None and (after.ttl is None or after.ttl > before.ttl)
     # A longer ttl brings back rows whose records may already have expired physically.
     found += _attributes(before, after, ChangeClass.REBUILD if longer else ChangeClass.COMPATIBLE, "ttl")
@@ -217,13 +217,14 @@ def _origin(read: FeatureSelection | OnDemandFeatureView) -> str:
 
 
 def _service(before: FeatureService, after: FeatureService) -> list[Difference]:
+    logs = _attributes(before, after, ChangeClass.METADATA, "log")
     old, new = _service_features(before), _service_features(after)
     if old == new:
-        return []
+        return logs
     kept = [feature for feature in new if feature in old]
     # A model reads its features by position: only additions at the end do not move the others.
     grew = kept == old and new[: len(old)] == old
-    return [Difference("features", old, new, ChangeClass.COMPATIBLE if grew else ChangeClass.BREAKING)]
+    return [Difference("features", old, new, ChangeClass.COMPATIBLE if grew else ChangeClass.BREAKING), *logs]
 
 
 def _service_features(service: FeatureService) -> list[str]:
@@ -252,7 +253,7 @@ def _fields(
         defaults = to_json(one.type, one.default), to_json(other.type, other.default)
         if repr(defaults[0]) != repr(defaults[1]):  # 0.0 and -0.0 are equal
             found.append(Difference(f"default of {name}", *defaults, ChangeClass.COMPATIBLE))
-        for about in ("description", "tags", "deprecated"):
+        for about in ("description", "tags", "deprecated", "expect"):
             texts = getattr(one, about), getattr(other, about)
             found += _compare(f"{about} of {name}", *texts, ChangeClass.METADATA)
     order = [name for name in old if name in new], [name for name in new if name in old]

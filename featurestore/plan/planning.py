@@ -66,7 +66,7 @@ def make_plan(
     snapshot = workspace.snapshot()
     prepare = prepare and bool(snapshot.revision)
     applied = {name: registered.view for name, registered in snapshot.views.items()}
-    wanted, notices = pin_schemas(list(definitions), applied, workspace.engine.sources, refresh=refresh_schema)
+    wanted, notices = pin_schemas(list(definitions), applied, workspace.engine, refresh=refresh_schema)
     order = {kind: position for position, kind in enumerate(KINDS)}
     wanted.sort(key=lambda found: (order[found.kind], found.name))
     given = {(found.kind, found.name) for found in wanted}

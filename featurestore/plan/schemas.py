@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from featurestore.definitions import Definition, FeatureView, Field
 from featurestore.definitions.sql import changing_call
-from featurestore.engine.interface import SourceColumn, Sources
+from featurestore.engine.interface import Engine, SourceColumn, Sources
 from featurestore.engine.schema import HUGE, check_columns, find_column
 from featurestore.errors import DefinitionError, SourceError, SourceSchemaError, did_you_mean
 from featurestore.project.loader import with_views
@@ -16,7 +16,7 @@ from featurestore.project.loader import with_views
 def pin_schemas(
     definitions: Sequence[Definition],
     applied: Mapping[str, FeatureView],
-    sources: Sources,
+    engine: Engine,
     *,
     refresh: bool,
 ) -> tuple[list[Definition], list[str]]:
@@ -26,6 +26,7 @@ def pin_schemas(
     SourceError, with every fault, where new or changed views do not fit their sources. For an unchanged view a
     broken source is only a notice, because the apply does not touch it.
     """
+    sources = engine.sources
     pinned: dict[str, FeatureView] = {}
     notices: list[str] = []
     faults: list[SourceError] = []
@@ -40,6 +41,7 @@ def pin_schemas(
                 columns = sources.columns(made)  # a column without values in a file may have any type there
             check_columns(made, columns)
             never = sources.check_conditions(made)
+            engine.checks.check_rules(made)
         except SourceError as error:
             settled = _as_applied(view, before)
             if settled is None:

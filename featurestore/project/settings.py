@@ -231,11 +231,20 @@ class JournalSettings(_Group):
     it, no token does."""
 
 
+class ServedSettings(_Group):
+    """How feature servers keep what they answered, for services that are declared with a log."""
+
+    secret: SecretStr = SecretStr("")
+    """Join keys in the log are hashed with it: a long random text, the same for all servers of the project. Write
+    ``${NAME}`` for an environment variable."""
+
+
 _GROUPS: dict[str, type[BaseModel]] = {
     "engine": EngineLimits,
     "server": ServerSettings,
     "registry_server": RegistryServerSettings,
     "journal": JournalSettings,
+    "served": ServedSettings,
 }
 
 
@@ -272,6 +281,8 @@ class Settings(BaseSettings):
     """Whom ``fs registry serve`` lets in."""
     journal: JournalSettings = JournalSettings()
     """How long the registry's journal remembers."""
+    served: ServedSettings = ServedSettings()
+    """How feature servers keep what they answered."""
 
     @classmethod
     def settings_customise_sources(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -23,11 +24,13 @@ from featurestore.definitions import (
     ParquetSource,
     PushSource,
     RequestSource,
+    ServedLog,
 )
+from featurestore.definitions.expectations import RULES, Between, Fresh, OneOf, Rule
 from featurestore.definitions.on_demand import input_names
 from featurestore.errors import FeatureStoreError, NotFoundError, RegistryFormatError, did_you_mean
 from featurestore.project.loader import parts_of
-from featurestore.types import parse_type
+from featurestore.types import ValueType, parse_type
 from featurestore.types.times import MICROSECOND
 from featurestore.types.values import from_json, to_json
 
@@ -100,7 +103,36 @@ def field_document(field: Field) -> dict[str, Any]:
         "tags": field.tags,
         "default": to_json(field.type, field.default),
         **_deprecation(field),
+        **({"expect": [rule_document(rule, field.type) for rule in field.expect]} if field.expect else {}),
     }
+
+
+def rule_document(rule: Rule, kind: ValueType | None = None) -> dict[str, Any]:
+    """Return a rule as JSON, values in those of a field's type."""
+    document: dict[str, Any] = {"rule": rule.title}
+    for name in type(rule).model_fields:
+        value = getattr(rule, name)
+        if isinstance(value, timedelta):
+            value = value // MICROSECOND
+        elif isinstance(rule, OneOf):
+            value = [to_json(kind, each) for each in value] if kind is not None else list(value)
+        elif isinstance(rule, Between) and kind is not None:
+            value = to_json(kind, value)
+        document[name] = value
+    return document
+
+
+def rule_from(document: Mapping[str, Any], kind: ValueType | None = None) -> Any:
+    """Return the rule of a `rule_document`."""
+    values = {name: value for name, value in document.items() if name != "rule"}
+    made = RULES[document["rule"]]
+    if made is Between and kind is not None:
+        return Between(*(from_json(kind, values[name]) for name in ("least", "greatest")))
+    if made is OneOf and kind is not None:
+        return OneOf([from_json(kind, each) for each in values["values"]])
+    if made is Fresh:
+        return Fresh(values["within"] * MICROSECOND)
+    return made(**values)
 
 
 def _deprecation(given: Field | Definition) -> dict[str, str]:
@@ -118,6 +150,7 @@ def field_from(document: Mapping[str, Any]) -> Field:
         tags=document["tags"],
         default=from_json(kind, document["default"]),
         deprecated=document.get("deprecated", ""),
+        expect=[rule_from(rule, kind) for rule in document.get("expect", ())],
     )
 
 
@@ -257,6 +290,10 @@ def _write_view(view: FeatureView) -> Written:
         document["event_id"] = view.event_id
     if view.statistics is not True:
         document["statistics"] = view.statistics if view.statistics is False else list(view.statistics)
+    if view.expect:
+        document["expect"] = [rule_document(rule) for rule in view.expect]
+    if view.on_failure != "warn":
+        document["on_failure"] = view.on_failure
     sources = [source.name for source in view.sources]
     made_of = {field.name: view.made_of(field.name) if view.sql is None else ("*",) for field in view.features}
     fields = [
@@ -312,12 +349,15 @@ def _write_on_demand(view: OnDemandFeatureView) -> Written:
 
 
 def _write_service(service: FeatureService) -> Written:
-    document = {
+    document: dict[str, Any] = {
         "features": [
             {"on_demand": feature.name} if isinstance(feature, OnDemandFeatureView) else selection_document(feature)
             for feature in service.features
         ]
     }
+    if (log := service.log) is not None:
+        kept_us = log.retention // MICROSECOND
+        document["log"] = {"sample": log.sample, "retention_us": kept_us, "keys": log.keys}
     fields = [
         _record_field(field, [f"{read.name}.{field.name}"]) for read in service.features for field in read.features
     ]
@@ -364,6 +404,8 @@ def _read_view(name: str, document: Mapping[str, Any], lookup: Lookup, common: d
         ttl=None if ttl_us is None else ttl_us * MICROSECOND,
         online=document["online"],
         statistics=document.get("statistics", True),
+        expect=[rule_from(rule) for rule in document.get("expect", ())],
+        on_failure=document.get("on_failure", "warn"),
         **common,
     )
 
@@ -390,7 +432,15 @@ def _read_service(name: str, document: Mapping[str, Any], lookup: Lookup, common
         lookup(OnDemandFeatureView.kind, found["on_demand"]) if "on_demand" in found else selection_from(found, lookup)
         for found in document["features"]
     ]
-    return FeatureService(name, features, **common)
+    log = document.get("log")
+    kept = None if log is None else _served_log_from(log)
+    return FeatureService(name, features, log=kept, **common)
+
+
+def _served_log_from(document: Mapping[str, Any]) -> ServedLog:
+    if unread := document.keys() - {"sample", "retention_us", "keys"}:  # it may say to keep less than we would
+        raise ValueError(f"its parts {', '.join(sorted(unread))} of log")
+    return ServedLog(document["sample"], retention=document["retention_us"] * MICROSECOND, keys=document["keys"])
 
 
 Reader = Callable[[str, Mapping[str, Any], Lookup, dict[str, Any]], Definition]

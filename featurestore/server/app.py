@@ -43,6 +43,7 @@ from featurestore.server.http.gate import (
 from featurestore.server.push import PUSH_PATH, PushEndpoint
 from featurestore.server.read.breaker import Breaker
 from featurestore.server.read.endpoints import FeastEndpoint, OnlineEndpoint, OnlineReads
+from featurestore.server.read.served import ServedLogs
 from featurestore.server.read.sharing import SharedReads
 from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch.clocks import ClockWatch
@@ -68,21 +69,18 @@ def create_app(
 
     ``token`` is the setting ``FS_SERVER_TOKEN``; ``host`` is where the server will listen; ``reopen`` forgets what
     closed this repo's servers. Reads the definitions, so that errors in them show before the server listens. Raises
-    SettingsError without any token beyond loopback and where ``reopen`` is not allowed, RegistryError when neither the
-    registry nor a saved snapshot can be read, OnlineStoreError for windows in a store that evicts records.
+    SettingsError without any token beyond loopback, where ``reopen`` is not allowed and for a log without the secret
+    that it needs, RegistryError when neither the registry nor a saved snapshot can be read, OnlineStoreError for
+    windows in a store that evicts records.
     """
     workspace = source if isinstance(source, Workspace) else open_workspace(Path(source))
-    snapshots, door, verifier = _load(workspace, token, host, reopen)
-    _refuse_eviction(workspace, snapshots.current.snapshot)
     metrics = Metrics()
-    reads = OnlineReads(snapshots, workspace.clock, metrics)
-    limit = int(workspace.settings.server.max_body)
-    pushes = PushEndpoint(workspace, snapshots, metrics, limit)
-    hot: dict[str, ASGIApp] = {
-        "/v1/online-features": OnlineEndpoint(reads, limit),
-        "/get-online-features": FeastEndpoint(reads, limit),
-        PUSH_PATH: pushes,
-    }
+    served = ServedLogs(workspace, metrics)
+    snapshots, door, verifier = _load(workspace, token, host, reopen, served)
+    _refuse_eviction(workspace, snapshots.current.snapshot)
+    reads = OnlineReads(snapshots, workspace.clock, metrics, served)
+    pushes = PushEndpoint(workspace, snapshots, metrics, int(workspace.settings.server.max_body))
+    hot = _hot(reads, pushes, int(workspace.settings.server.max_body))
 
     def outside(inner: ASGIApp) -> ASGIApp:
         routes = ShortCut(inner, endpoints=hot)
@@ -97,7 +95,7 @@ def create_app(
     api = FastAPI(
         title=f"Features of {workspace.project}",
         version=featurestore.__version__,
-        lifespan=_lifespan(workspace, snapshots, reads, pushes, metrics, measure),
+        lifespan=_lifespan(workspace, snapshots, reads, pushes, metrics, measure, served),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -113,14 +111,27 @@ def create_app(
     return FeatureServer(api, outside=outside, notice=notice)
 
 
-def _load(workspace: Readers, token: str | None, host: str, reopen: bool) -> tuple[SnapshotKeeper, Door, TokenVerifier]:
+def _hot(reads: OnlineReads, pushes: PushEndpoint, limit: int) -> dict[str, ASGIApp]:
+    """Return the endpoints that no framework touches, by path."""
+    return {
+        "/v1/online-features": OnlineEndpoint(reads, limit),
+        "/get-online-features": FeastEndpoint(reads, limit),
+        PUSH_PATH: pushes,
+    }
+
+
+def _load(
+    workspace: Readers, token: str | None, host: str, reopen: bool, served: ServedLogs
+) -> tuple[SnapshotKeeper, Door, TokenVerifier]:
     """Read the definitions, and close or open the door by the settings, the registry and the remembered access."""
     is_required = workspace.settings.server.auth == "required"
     if reopen:
         check_reopening(host, has_static_token=token is not None, is_required=is_required)
     door = Door(workspace.root, is_local=is_loopback(host), reopening=reopen)
     snapshots = SnapshotKeeper(workspace, door)
+    snapshots.served = served.shape
     snapshots.load()
+    served.check(snapshots.current.snapshot)
     verifier = TokenVerifier(snapshots.tokens, static_token=token, clock=workspace.clock)
     check_binding(host, has_token=token is not None or bool(snapshots.tokens()))
     if reopen:
@@ -149,9 +160,12 @@ def _lifespan(
     pushes: PushEndpoint,
     metrics: Metrics,
     measure: Callable[[], None],
+    served: ServedLogs,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Return the lifespan: it opens the reader and the background refresh before the first request and closes them."""
-    watches = [kind(workspace, snapshots, metrics) for kind in (ClockWatch, PartWatch, WindowWatch, WaitingWatch)]
+    clocks = ClockWatch(workspace, snapshots, metrics)
+    watches = [clocks, *(kind(workspace, snapshots, metrics) for kind in (PartWatch, WindowWatch, WaitingWatch))]
+    served.clocks = clocks.known
 
     def refreshed(outcome: str) -> None:
         metrics.refreshes.labels(outcome).inc()
@@ -174,6 +188,7 @@ def _lifespan(
             except Exception:
                 logger.exception("warming up failed: the first requests may take longer")
         snapshots.start()
+        served.start()
         tasks = [*map(asyncio.create_task, (_flush(metrics), _tell_eviction(workspace, reader), reader.watch()))]
         yield
         for task in tasks:
@@ -181,6 +196,7 @@ def _lifespan(
         await asyncio.to_thread(snapshots.stop)
         await asyncio.to_thread(pushes.close)
         await asyncio.to_thread(reads.close)
+        await asyncio.to_thread(served.close)
         await reads.reader.close()
         workspace.close()
 

@@ -187,7 +187,8 @@ class Answer:
     _served: Sequence[ServedView]
     views: Sequence[ViewRows]
     """The rows of each read of the request, in its order."""
-    _computed: Sequence[list[list[Any]]]
+    computed: Sequence[list[list[Any]]]
+    """The features of each on-demand view, as canonical values."""
     row_count: int
     _is_straight: bool
     _has_defaults: bool
@@ -201,7 +202,7 @@ class Answer:
         columns = [view.columns() for view in self.views]
         if self._is_straight:
             return list(chain.from_iterable(columns))
-        return [output.values(columns, self._computed) for output in self._outputs]
+        return [output.values(columns, self.computed) for output in self._outputs]
 
     @cached_property
     def _statuses(self) -> list[list[Status] | None]:

@@ -5,7 +5,6 @@ Windowed and on-demand features are in no log: what is known of their values com
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from featurestore_registry.documents import BinsDocument, ColumnStatistics, EdgesDocument, StatisticsDocument
@@ -186,9 +186,8 @@ def statistics_of_set(workspace: Readers, name: str) -> StatisticsDocument | Non
 
 def hashed(values: Iterable[Any], kind: ValueType, salt: bytes) -> list[str]:
     """Return keys as hashes that only the salt tells apart from others: BLAKE2b, 128 bits, of their JSON."""
-    return [
-        blake2b(json.dumps(to_json(kind, value)).encode(), digest_size=16, key=salt).hexdigest() for value in values
-    ]
+    encode = msgspec.json.encode
+    return [blake2b(encode(to_json(kind, value)), digest_size=16, key=salt).hexdigest() for value in values]
 
 
 def kept_sample(

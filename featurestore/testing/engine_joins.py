@@ -6,6 +6,9 @@ with an engine are in `featurestore.training.reference`.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal as PythonDecimal
 from pathlib import Path
@@ -26,7 +29,7 @@ from featurestore.testing.engine_project import (
     names,
     write_log,
 )
-from featurestore.training.reference import ReferenceRow
+from featurestore.training.reference import ReferenceRow, reference_answer
 from featurestore.types import (
     Array,
     Bool,
@@ -93,6 +96,11 @@ def values(project: EngineProject, view: ViewJoin, *asked: tuple[int | None, int
     return list(project.joined(frame, [view]).column(0).to_pylist())
 
 
+def _begun(sequence: int, since: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the instant of the last pair that begins at a number or before it."""
+    return [instant for number, instant in since if number <= sequence][-1:]
+
+
 IN_ZONE = """
 from featurestore.testing.engine_joins import one_view, row, values
 hour = 3_600_000_000
@@ -127,6 +135,31 @@ class EngineJoinsConformance(EngineSuite):
             answers.append((join.batches().read_all().column(0).to_pylist(), facts or join.facts()))
         assert answers[0] == answers[1]
         assert answers[0] == ([7, None, None], project.facts(frame, [view]))
+
+    @pytest.mark.parametrize("as_of", ["event", "available"])
+    def test_rows_count_from_when_they_are_said_to_be_there(self, project: EngineProject, as_of: AsOf) -> None:
+        """As plain loops over the rows that are there at an instant; the order among them stays that of the log."""
+        dice = random.Random(7)
+        rows = [
+            row(dice.randrange(3), NOON + dice.randrange(9), NOON + dice.randrange(14), sequence=place, v=place)
+            for place in range(60)
+        ]
+        since = [(10, NOON + 4), (25, NOON - 5), (40, NOON + 12), (55, MAX_INSTANT)]
+        view = one_view(project, rows, ttl_us=6, as_of=as_of, split=30)
+        asked = [(shop, NOON + after) for shop in (0, 1, 2, 7) for after in range(16)]
+        frame = frame_of([*(shop for shop, _ in asked), None], [*(at for _, at in asked), NOON])
+        (joined,) = project.join(frame, [view]).chosen()
+        assert joined == project.engine.joins.chosen(frame, "when", view, since=[(0, MIN_INSTANT)])
+        for given in ([(0, MIN_INSTANT)], since):
+            wanted: list[int | None] = []
+            for shop, at_us in asked:
+                there = [each for each in rows if all(at_us >= start for start in _begun(each.sequence, given))]
+                found = reference_answer((shop,), at_us, there, ttl_us=6, as_of=as_of)
+                wanted.append(found.sequence if isinstance(found, ReferenceRow) else None)
+            chosen = project.engine.joins.chosen(frame, "when", view, since=given)
+            assert chosen.to_pylist() == [*wanted, None]
+        empty = replace(view, files=())
+        assert project.engine.joins.chosen(frame, "when", empty, since=since).null_count == len(frame)
 
     def test_ttl_bounds_are_inclusive(self, project: EngineProject) -> None:
         view = one_view(project, [row(1, NOON, NOON, v=7)], ttl_us=10)

@@ -33,6 +33,9 @@ class BlobsConformance:
     def test_kinds_projects_and_tables_are_apart(self, offline: OfflineStore) -> None:
         for project, kind in (("conformance", "frames"), ("conformance", "served"), ("neighbour", "frames")):
             offline.blobs(project, kind).put("a", f"{project} {kind}".encode(), WHAT)
+        assert offline.blob_kinds("conformance") == ["frames", "served"]
+        assert offline.blob_kinds("neighbour") == ["frames"]
+        assert offline.blob_kinds("nobody") == []
         offline.commit(TABLE, SCHEMA, base=None, add=[])
         assert offline.blobs("conformance", "served").get("a", WHAT) == b"conformance served"
         assert offline.tables("conformance") == [TABLE]

@@ -9,6 +9,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions.aggregation import ALL_ROWS, Window
+from featurestore.engine.interface import Joins
+from featurestore.offline.interface import TableReader
 from featurestore.offline.reading import opened
 from featurestore.training.asked import Asked
 from featurestore.training.frames import TIME
@@ -41,7 +43,7 @@ def recounted(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> tuple
     columns = [sample.column(join.key_columns[key]).cast(arrow_type(kind)) for key, kind in join.view.join_keys.items()]
     at_us = sample.column(TIME).cast(pa.int64()).to_numpy()
     oldest_us = np.array([join.view.reaches_back_to(at) for at in at_us.tolist()], dtype=np.int64)
-    events = _Events(rows, pinned, Asked(columns, at_us, oldest_us))
+    events = EntityEvents(rows.joins, rows.offline, pinned, Asked(columns, at_us, oldest_us))
     keys = zip(*(column.to_pylist() for column in columns), strict=True)
     asked = list(zip(keys, at_us.tolist(), strict=True))
     windows = {window.name: window for window in join.view.windows}
@@ -75,28 +77,28 @@ def are_one(one: Any, other: Any) -> bool:
 _event_us = attrgetter("event_us")
 
 
-class _Events:
-    """The events of the sampled entities, by key and in their order."""
+class EntityEvents:
+    """The events of some entities, by key and in their order."""
 
-    def __init__(self, rows: JoinedRows, pinned: PinnedRead, asked: Asked) -> None:
+    def __init__(self, joins: Joins, offline: TableReader, pinned: PinnedRead, asked: Asked) -> None:
         self._view = pinned.read.view
         self._as_of = pinned.as_of
         self._asked = asked
         assert self._view.events is not None
         self._types = self._view.events.types(self._view.stored)
         self._by_key: dict[Key, list[ReferenceEvent]] = {}
-        for table in self._tables(rows, pinned):
-            self._take(table, rows.joins.conditions(self._view, table))
+        for table in self._tables(offline, pinned):
+            self._take(table, joins.conditions(self._view, table))
         for events in self._by_key.values():
             events.sort(key=lambda event: (event.event_us, event.known_us, event.sequence))
 
-    def _tables(self, rows: JoinedRows, pinned: PinnedRead) -> Sequence[pa.Table]:
+    def _tables(self, offline: TableReader, pinned: PinnedRead) -> Sequence[pa.Table]:
         import pyarrow as pa
 
         kinds = {**self._view.join_keys, **{field.name: field.type for field in self._view.stored}}
         found = []
         for path in pinned.opens:
-            with opened(rows.offline, path) as file:
+            with opened(offline, path) as file:
                 there = [name for name in kinds if name in file.schema_arrow.names]
                 for group in range(file.num_row_groups):
                     table = file.read_row_group(group, columns=[*there, EVENT, CREATED, SEQUENCE])
@@ -140,12 +142,18 @@ class _Events:
 
     def value(self, window: Window, key: Key, at_us: int, near: range) -> Any:
         """Return one feature's value."""
-        if None in key:
-            return None
+        return None if None in key else self.computed(window, at_us, self.at(key, near))
+
+    def at(self, key: Key, near: range) -> list[ReferenceEvent]:
+        """Return the events of a key at the places that `near` gives."""
+        return self._by_key.get(key, [])[near.start : near.stop]
+
+    def computed(self, window: Window, at_us: int, events: Sequence[ReferenceEvent]) -> Any:
+        """Return one feature's value of some events in their order."""
         of = window.aggregation
         kind: ValueType | None = None if of.column == ALL_ROWS else self._types[of.column.lower()]
         return reference_window(
-            self._by_key.get(key, [])[near.start : near.stop],
+            events,
             at_us,
             of.function,
             column=None if of.column == ALL_ROWS else of.column.lower(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from html import escape
@@ -23,15 +23,17 @@ from featurestore.errors import (
     TrainingSetError,
 )
 from featurestore.ledger.saved_sets import SavedSet, not_to_be_built
+from featurestore.request.personal import inherits, left_out
 from featurestore.statistics.sets import SetProfile, statistics_of_set
 from featurestore.tables import html_table, import_polars
 from featurestore.training.certificate import Certificate, certify
+from featurestore.training.checking import check_set
 from featurestore.training.coverage import Gap, gaps_text, held_back, own_events, warn
 from featurestore.training.fingerprints import TableFingerprint, fingerprint
 from featurestore.training.frames import EntityFrame, OwnColumns, no_columns
 from featurestore.training.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone, repinned
 from featurestore.training.outputs import check_output
-from featurestore.training.profiling import columns_of, inherits, left_out, profile_of, read_sample
+from featurestore.training.profiling import columns_of, profile_of, read_sample
 from featurestore.training.saving import save
 from featurestore.training.sql_text import join_sql
 from featurestore.types.arrow import one_array
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from featurestore_registry.documents import StatisticsDocument
 
+    from featurestore.definitions.expectations import FieldRule, ViewRule
     from featurestore.statistics.profile import Profile
 
 T = TypeVar("T")
@@ -270,6 +273,18 @@ class TrainingSet:
         columns = [each.column for each in columns_of(self._rows.request)]
         table = self._features().select([column.name for column in columns])
         return profile(self._workspace.engine, "the training set", table, columns)
+
+    def check(
+        self, expect: Iterable[ViewRule] = (), *, columns: Mapping[str, Iterable[FieldRule]] | None = None
+    ) -> TrainingSet:
+        """Return the set; raises TrainingSetError saying what of its rows is not as expected.
+
+        ``expect`` holds `Rows` and `Share`, of all columns of `to_arrow`; ``columns`` rules of single ones by name.
+        Raises InputError for rules that do not fit.
+        """
+        kinds = {output.name: output.field.type for output in self._rows.request.outputs}
+        check_set(self._workspace, self.to_arrow(), kinds, expect, columns or {}, hidden=set(self.left_out))
+        return self
 
     def fingerprint(self) -> str:
         """Return the hash of the feature columns: every value, its type and its place count."""

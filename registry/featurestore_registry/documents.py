@@ -123,6 +123,10 @@ class RunDocument:
     """Events among ``unchanged`` and ``duplicates`` that differ from the one of their id that counts."""
     conflicts_in_source: int = 0
     """Those of which the source holds the id with other values, too: a rebuild does not end them."""
+    unmet: tuple[str, ...] = ()
+    """What was expected of the rows and is not so, in words and without values."""
+    accepted: str = ""
+    """With which reason, and by whom, rows that would have been blocked were accepted."""
 
 
 Scalar = bool | int | float | str | None

@@ -7,6 +7,7 @@ from support.engines import open_duck
 
 from featurestore.definitions import Aggregation
 from featurestore.engine.duck import profile, windowed
+from featurestore.testing.engine_checks import EngineChecksConformance
 from featurestore.testing.engine_dropped import DroppedRowsConformance
 from featurestore.testing.engine_events import EngineEventsConformance
 from featurestore.testing.engine_folders import EngineFoldersConformance
@@ -35,6 +36,10 @@ class Duck:
     @pytest.fixture
     def open_engine(self) -> OpenEngine:
         return open_duck
+
+
+class TestDuckChecks(Duck, EngineChecksConformance):
+    pass
 
 
 class TestDuckSources(Duck, EngineSourcesConformance):

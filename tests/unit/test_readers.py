@@ -61,7 +61,7 @@ def test_what_only_reads_receives_nothing_that_writes(module: str) -> None:
             OfflineReader,
             OfflineStore,
             {"current", "version", "changes", "tables", "verify", "open", "find_commit", "owner", "last_generation"}
-            | {"blobs"},
+            | {"blobs", "blob_kinds"},
         ),
         (
             OnlineReader,

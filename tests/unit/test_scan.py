@@ -151,7 +151,7 @@ def test_a_sum_of_integers_says_how_it_becomes_what_is_declared(tmp_path, declar
     if declared == Array(Int64):
         undeclared = view(column).replaced(fields=None)
         with pytest.raises(SourceSchemaError, match="which no feature can have") as caught:
-            pin_schemas([undeclared], {}, open_engine(tmp_path).sources, refresh=False)
+            pin_schemas([undeclared], {}, open_engine(tmp_path), refresh=False)
         assert f'Write CAST("n" AS {cast})' in caught.value.hint
 
 

@@ -28,11 +28,11 @@ def test_a_pinned_schema_stays_when_a_file_has_no_value(tmp_path: Path) -> None:
     view = FeatureView("profile", entities=[Entity("thing", join_keys={"k": Int64})], source=source)
     write(tmp_path / "data.parquet", table_of(v=pa.array(["x"] * 3)))
     engine = open_engine(tmp_path)
-    (pinned,), _ = pin_schemas([view], {}, engine.sources, refresh=False)
+    (pinned,), _ = pin_schemas([view], {}, engine, refresh=False)
     assert isinstance(pinned, FeatureView)
     assert pinned.features == (Field("v", String),)
     write(tmp_path / "data.parquet", table_of(v=pa.array([None] * 3, pa.float64())))
-    assert pin_schemas([view], {"profile": pinned}, engine.sources, refresh=False) == ([pinned], [])
+    assert pin_schemas([view], {"profile": pinned}, engine, refresh=False) == ([pinned], [])
 
 
 @pytest.mark.parametrize(

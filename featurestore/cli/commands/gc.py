@@ -18,7 +18,8 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
     Removes only what this registry remembers giving up. What a saved training set pins stays. What bears another
     identity, or never was this registry's, stays and is listed. An old generation stays for three times server.refresh,
     and at least 30 seconds, after the apply that superseded it: servers that have not noticed that apply still read it.
-    Entries of the registry's journal stay as long as the settings under journal say.
+    Entries of the registry's journal stay as long as the settings under journal say, the log of what was served as
+    long as its service says; many small files of that are merged.
     """
     garbage = collect_garbage(store.workspace, dry_run=dry_run)
     document = {
@@ -29,6 +30,7 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
         "files": garbage.files,
         "records": garbage.records,
         "journal_entries": garbage.journal,
+        "served_files": garbage.served,
         "dry_run": dry_run,
     }
     output.emit(document)
@@ -37,6 +39,8 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
         output.say(f"offline table {found} {'would be removed' if dry_run else 'removed'}{pushed}")
     if garbage.journal:
         output.say(f"{garbage.journal:,} old journal entries {'would be removed' if dry_run else 'removed'}.")
+    if garbage.served:
+        output.say(f"{garbage.served:,} old files of served logs {'would be removed' if dry_run else 'removed'}.")
     for kept in garbage.kept:
         output.say(f"{kept.what} kept: {kept.why}")
     if dry_run:

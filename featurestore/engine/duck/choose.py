@@ -16,6 +16,7 @@ from featurestore.engine.duck.newest import Int64s, Rows, newest
 from featurestore.engine.duck.offline_sql import log
 from featurestore.engine.duck.session import file_list, quote
 from featurestore.engine.interface import ViewJoin
+from featurestore.types.times import MIN_INSTANT
 from featurestore.types.values import duckdb_type
 
 if TYPE_CHECKING:
@@ -99,9 +100,10 @@ def instant(microseconds: int) -> str:
 class _Choosing:
     """Chooses in a thread of its own, where numpy works without the interpreter, while the engine keeps reading."""
 
-    def __init__(self, entities: EntityRows, aside: ThreadPoolExecutor) -> None:
+    def __init__(self, entities: EntityRows, aside: ThreadPoolExecutor, since: Sequence[tuple[int, int]]) -> None:
         self._entities = entities
         self._aside = aside
+        self._since = since
         self._under_way: list[tuple[int, Future[tuple[Int64s, Int64s]]]] = []
 
     def begin(self, view: ViewJoin) -> list[Future[tuple[Int64s, Int64s]]]:
@@ -116,7 +118,8 @@ class _Choosing:
             self._wait_for_room(-(-total // shares))
             log_rows = Rows(*arrays(entities.connection, _thin(entities, view, share, shares), "id", "e", "c", "s"))
             mine = slice(None) if shares == 1 else np.flatnonzero(keys % shares == share)
-            begun.append(self._aside.submit(_answered, view, rows[mine], keys[mine], times[mine], log_rows))
+            asked = rows[mine], keys[mine], times[mine]
+            begun.append(self._aside.submit(_answered, view, *asked, log_rows, self._since))
             self._under_way.append((len(log_rows.keys), begun[-1]))
         return begun
 
@@ -126,10 +129,21 @@ class _Choosing:
             self._under_way.pop(0)[1].result()
 
 
-def _answered(view: ViewJoin, rows: Int64s, keys: Int64s, times: Int64s, log_rows: Rows) -> tuple[Int64s, Int64s]:
-    answers = newest(keys, times, log_rows, available=view.as_of == "available", ttl_us=view.view.ttl_us)
+def _answered(
+    view: ViewJoin, rows: Int64s, keys: Int64s, times: Int64s, log_rows: Rows, since: Sequence[tuple[int, int]]
+) -> tuple[Int64s, Int64s]:
+    from_us = starts(log_rows.sequences, since) if since else None
+    available = view.as_of == "available"
+    answers = newest(keys, times, log_rows, available=available, ttl_us=view.view.ttl_us, from_us=from_us)
     answered = answers >= 0
     return rows[answered], log_rows.sequences[answers[answered]]
+
+
+def starts(sequences: Int64s, since: Sequence[tuple[int, int]]) -> Int64s:
+    """Return from when rows count, by their numbers, as `Joins.chosen` says of ``since``; before all of it: always."""
+    numbers, instants = (np.array(each, np.int64) for each in zip(*since, strict=True))
+    places = np.searchsorted(numbers, sequences, side="right")
+    return np.append(np.int64(MIN_INSTANT), instants)[places]
 
 
 def _thin(entities: EntityRows, view: ViewJoin, share: int, shares: int) -> str:
@@ -148,12 +162,14 @@ def _thin(entities: EntityRows, view: ViewJoin, share: int, shares: int) -> str:
     )
 
 
-def all_chosen(entities: EntityRows, views: Sequence[ViewJoin]) -> list[pa.Array]:
+def all_chosen(
+    entities: EntityRows, views: Sequence[ViewJoin], since: Sequence[tuple[int, int]] = ()
+) -> list[pa.Array]:
     """Return for each view the ``fs_seq`` of each entity row's answer, null where it has none."""
     import pyarrow as pa
 
     with ThreadPoolExecutor(1, thread_name_prefix="choose") as aside:
-        choosing = _Choosing(entities, aside)
+        choosing = _Choosing(entities, aside, since)
         begun = [choosing.begin(view) if view.files else [] for view in views]
         chosen = []
         for parts in begun:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from featurestore.engine.duck.checks import DuckChecks
 from featurestore.engine.duck.join import DuckJoins
 from featurestore.engine.duck.log import DuckLog
 from featurestore.engine.duck.profile import DuckProfiles
@@ -22,6 +23,7 @@ def open_engine(root: Path, settings: EngineSettings | None = None) -> Engine:
         joins=DuckJoins(session),
         queries=DuckQueries(session),
         profiles=DuckProfiles(session),
+        checks=DuckChecks(session),
         capabilities=EngineCapabilities(reads_sql=True, lists_dropped_rows=True),
         prepare=session.prepare,
     )

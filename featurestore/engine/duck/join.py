@@ -46,6 +46,13 @@ class DuckJoins(Joins):
         return conditions(self._session, view, events)
 
     @override
+    def chosen(
+        self, frame: pa.Table, time_column: str, view: ViewJoin, *, since: Sequence[tuple[int, int]]
+    ) -> pa.Array:
+        with self._session.open(reads=view.files) as connection, translated(DOING, table_files=view.files):
+            return all_chosen(EntityRows(connection, frame, time_column), [view], since)[0]
+
+    @override
     def join_stored(
         self, frame_files: Sequence[str], time_column: str, views: Sequence[ViewJoin], folder: Path
     ) -> tuple[Path, ...]:
@@ -126,6 +133,13 @@ class DuckJoin(Join):
         if self._facts is None:
             self._facts = self._examined()
         return self._facts
+
+    @override
+    def chosen(self) -> list[pa.Array | None]:
+        if self._chosen is None:
+            self._examined()
+        chosen = iter(self._chosen or ())
+        return [None if view.view.aggregations else next(chosen) for view in self._views]
 
     @override
     def windowed(self) -> tuple[JoinFacts, ...]:

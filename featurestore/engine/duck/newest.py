@@ -34,11 +34,19 @@ class Rows:
     sequences: Int64s
 
 
-def newest(asked_keys: Int64s, asked_times: Int64s, rows: Rows, *, available: bool, ttl_us: int | None) -> Int64s:
+def newest(
+    asked_keys: Int64s,
+    asked_times: Int64s,
+    rows: Rows,
+    *,
+    available: bool,
+    ttl_us: int | None,
+    from_us: Int64s | None = None,
+) -> Int64s:
     """Return for each asked (key, time) the index of the row that answers it, -1 where none does.
 
-    With ``available`` a row counts from the later of its event and created time on, else from its event time;
-    with ``ttl_us`` until its event time plus that, inclusive.
+    With ``available`` a row counts from the later of its event and created time on, else from its event time, and not
+    before ``from_us``; with ``ttl_us`` until its event time plus that, inclusive.
     """
     answers = np.full(len(asked_keys), -1, np.int64)
     if not len(rows.keys) or not len(asked_keys):
@@ -51,6 +59,8 @@ def newest(asked_keys: Int64s, asked_times: Int64s, rows: Rows, *, available: bo
     layout |= np.arange(len(layout), dtype=np.int64)
     layout.sort()
     starts = np.maximum(rows.events, rows.createds) if available else rows.events
+    if from_us is not None:
+        starts = np.maximum(starts, from_us)
     starts = (starts if order is None else starts[order])[layout & RANK_MASK]
     places = _search(layout, starts, asked_keys, asked_times)
     hits = np.flatnonzero(places >= 0)

@@ -224,6 +224,11 @@ class DeltaStore(OfflineStore):
         return FolderBlobs(self._path(project) / f"_{kind}")
 
     @override
+    def blob_kinds(self, project: str) -> list[str]:
+        with disk.disk_errors(f"read the folder of {project}"):
+            return sorted(folder.name[1:] for folder in self._path(project).glob("_*") if folder.is_dir())
+
+    @override
     def clean(self, table: TableId, *, keep: Sequence[int] | None, known: Sequence[int] | None = None) -> int:
         log = self._log(table)
         with disk.disk_errors(f"clean table {table}"):

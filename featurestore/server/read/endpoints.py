@@ -24,6 +24,7 @@ from featurestore.online.records.codec import MOST_VALUES_AT_ONCE, pieces
 from featurestore.online.records.windowed import is_windowed, readable_entries
 from featurestore.server.http.bodies import MOST_ROWS, Columns, JsonEndpoint, Name
 from featurestore.server.http.errors import RequestError, check_count
+from featurestore.server.read.served import ServedLogs
 from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.read.templates import MOST_FEATURES, Asked, Pattern, Template
 from featurestore.server.read.threads import THREADS, AllBusyError, Threads
@@ -140,8 +141,9 @@ class _Made(NamedTuple):
 class OnlineReads:
     """From a shape and columns to an answer's bytes, by one store's asynchronous reader."""
 
-    def __init__(self, snapshots: SnapshotKeeper, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, snapshots: SnapshotKeeper, clock: Clock, metrics: Metrics, served: ServedLogs) -> None:
         self._snapshots = snapshots
+        self._served = served
         self._clock = clock
         self._metrics = metrics
         self._absent: dict[bytes, float] = {}
@@ -167,10 +169,11 @@ class OnlineReads:
         columns: Mapping[str, Sequence[Any]],
         started: float,
         encode: Encode,
+        request_id: str,
         *,
         may_be_short: bool = False,
     ) -> bytes:
-        """Return a request's answer, made by one revision of the definitions.
+        """Return a request's answer, made by one revision of the definitions, and keep it where the log takes it.
 
         ``started`` is the instant on `perf_counter` at which reading the request began. With ``may_be_short`` the
         request wants rows with statuses, for which there is a short way when no value is missing. Raises as its parts
@@ -202,6 +205,9 @@ class OnlineReads:
         else:
             self._metrics.answered(template, made.answer)
             transform_s = made.answer.transform_seconds
+        if template.served is not None:
+            found = made.answer if compiled.has_functions else None
+            self._served.offer(template.served, request_id, columns, query, records, now_us, found)
         if self._metrics.is_sample():
             spent = parsed - started, fetched - parsed, made.decoded - fetched - transform_s, transform_s
             ages, waiting = _ages(template, query, records, now_us), _newest_events(template, query, records)
@@ -279,7 +285,8 @@ class OnlineEndpoint(JsonEndpoint[OnlineRequest]):
 
         encode = partial(online_body, include=request.include)
         has_status = request.include == ("status",)
-        return await self._reads.answer(asked, columns, started, encode, may_be_short=has_status)
+        request_id = scope["state"]["request_id"]
+        return await self._reads.answer(asked, columns, started, encode, request_id, may_be_short=has_status)
 
 
 class FeastEndpoint(JsonEndpoint[FeastRequest]):
@@ -294,7 +301,8 @@ class FeastEndpoint(JsonEndpoint[FeastRequest]):
         features = b"null" if request.feature_service is not None else bytes(request.features)
         asked = Asked(features, request.feature_service, request.full_feature_names)
 
-        return await self._reads.answer(asked, request.entities, started, partial(feast_body, request=request))
+        encode, request_id = partial(feast_body, request=request), scope["state"]["request_id"]
+        return await self._reads.answer(asked, request.entities, started, encode, request_id)
 
 
 Records = Sequence[bytes | None]

@@ -30,7 +30,7 @@ from featurestore.registered.snapshot_file import (
     save_snapshot,
 )
 from featurestore.server.http.door import Door
-from featurestore.server.read.templates import Templates
+from featurestore.server.read.templates import Served, Templates
 from featurestore.server.watch.serving import ServingReport
 from featurestore.types.times import MIN_INSTANT, to_rfc3339
 from featurestore.workspace import Readers
@@ -68,6 +68,8 @@ class SnapshotKeeper:
         self.registry_ahead_us = 0
         """How far the registry's newest entry was in this host's future at the last refresh."""
         self.on_refresh: Callable[[str], None] | None = None
+        self.served: Served | None = None
+        """How answers are kept, of definitions that are taken from now on."""
 
     @property
     def current(self) -> Templates:
@@ -217,7 +219,8 @@ class SnapshotKeeper:
         if templates is None or templates.snapshot.chain != found.revision.chain:
             snapshot = Snapshot.of(found.revision)
             snapshot.build()  # now, not in the first request
-            templates = Templates(snapshot.with_code(self._workspace.code) if snapshot.on_demand else snapshot, before)
+            whole = snapshot.with_code(self._workspace.code) if snapshot.on_demand else snapshot
+            templates = Templates(whole, before, self.served)
             if before is not None:
                 templates.prepare(before.in_use())
             logger.info("serving revision %d of project %r", found.revision.number, found.revision.project)

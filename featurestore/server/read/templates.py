@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -15,13 +15,17 @@ from featurestore.definitions import FeatureService
 from featurestore.errors import FeatureStoreError, InputError
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.deprecated import deprecations
-from featurestore.request.features import Reference, resolve
+from featurestore.request.features import FeatureRequest, Reference, resolve
 from featurestore.request.on_demand import OnDemandFunction
+from featurestore.served.shape import ServedShape
 from featurestore.server.http.bodies import Name, decoded
 from featurestore.server.http.errors import check_count
 from featurestore.serving.compiled import CompiledRequest
 
 logger = logging.getLogger("featurestore.server")
+
+Served = Callable[[Snapshot, FeatureRequest, str], ServedShape | None]
+"""Says how the answers of a service are kept."""
 
 MOST_SHAPES = 256
 MOST_FEATURES = 500
@@ -70,6 +74,8 @@ class Template:
         """Whether the last answer had nulls: without nulls all rows are encoded at once."""
         self.deprecated: list[str] = []
         """What the log should say about it; emptied when it was said."""
+        self.served: ServedShape | None = None
+        """How a share of its answers is kept; None where they are not."""
         self._patterns: dict[tuple[int, ...], Pattern] = {}
         """Patterns by the places of their nulls: a few patterns come again and again."""
 
@@ -108,8 +114,9 @@ def _is_null(value: Any) -> bool:
 class Templates:
     """Templates by shape; the least recently used one goes first. For one event loop's thread."""
 
-    def __init__(self, snapshot: Snapshot, before: Templates | None = None) -> None:
+    def __init__(self, snapshot: Snapshot, before: Templates | None = None, served: Served | None = None) -> None:
         self.snapshot = snapshot
+        self._served = served
         self._told: set[str] = set() if before is None else before._told
         """What the log has said about deprecated definitions, since the start: once each."""
         self._kept: dict[Asked, Template] = {}
@@ -171,6 +178,8 @@ class Templates:
         _check_count(len(request.outputs))
         template = Template(CompiledRequest(self.snapshot, request, form="json"))
         template.deprecated = deprecations(self.snapshot, request)
+        if asked.service is not None and self._served is not None:
+            template.served = self._served(self.snapshot, request, asked.service)
         return template
 
 

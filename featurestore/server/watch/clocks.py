@@ -12,6 +12,7 @@ from time import monotonic
 from featurestore.consistency.clocks import ONLINE_STORE, REGISTRY, SYNCHRONISE, clock_problem, online_ahead_us
 from featurestore.consistency.eviction import evicted_keys
 from featurestore.errors import OnlineStoreError
+from featurestore.served.rows import Clocks
 from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch.metrics import Metrics
 from featurestore.workspace import Readers
@@ -29,6 +30,10 @@ class ClockWatch:
         self._workspace, self._snapshots, self._metrics = workspace, snapshots, metrics
         self._ask_at_s = self._warn_at_s = 0.0
         self._online_ahead_us: int | None = None
+
+    def known(self) -> Clocks:
+        """Return what was seen last."""
+        return Clocks(self._snapshots.registry_ahead_us, self._online_ahead_us)
 
     def look(self) -> None:
         """Set the gauge, and warn of a clock that is more than five seconds off."""

@@ -66,7 +66,6 @@ class Metrics:
         self.functions_busy = counter(
             "featurestore_on_demand_busy", "Online reads refused as on-demand functions kept all their threads busy."
         )
-        self.push_rows = counter("featurestore_push_rows", "Rows pushed, by outcome.", ["view", "result"])
         self.store_seconds = histogram("featurestore_online_store_seconds", "Round trips to the online store.")
         self.store_errors = counter("featurestore_online_store_errors", "Reads and pushes that failed there.")
         self._breaker_open = gauge(
@@ -80,6 +79,7 @@ class Metrics:
             "Refreshes from the registry by outcome: same, changed, failed, refused (its token).",
             ["outcome"],
         )
+        self._add_kept(counter)
         self._add_progress(gauge)
         self._add_windows(gauge)
         self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
@@ -87,6 +87,18 @@ class Metrics:
         self._answered = self._counted_rows = 0
         self._counted_fresh: defaultdict[Template, int] = defaultdict(int)
         self._counted_values: defaultdict[tuple[str, Status], int] = defaultdict(int)
+
+    def _add_kept(self, counter: Callable[..., Counter]) -> None:
+        """Add what becomes of rows that are kept: pushed ones, and answers."""
+        self.push_rows = counter("featurestore_push_rows", "Rows pushed, by outcome.", ["view", "result"])
+        self.served_rows = counter(
+            "featurestore_served_rows", "Entity rows of answers that were written to the served log.", ["service"]
+        )
+        self.served_dropped = counter(
+            "featurestore_served_dropped",
+            "Entity rows of answers that the served log should have and lacks: its queue was full, or writing failed.",
+            ["service", "reason"],
+        )
 
     def _add_progress(self, gauge: Callable[..., Gauge]) -> None:
         """Add what is measured when someone asks, not counted as it happens."""

@@ -80,7 +80,7 @@ def _environment() -> jinja2.Environment:
         finalize=words.seen,
     )
     made.globals.update(static=static_url, address=address, at=project_address)
-    names = ("age", "ago", "brief", "counted", "duration", "instant", "kind_name", "number", "share", "took")
+    names = ("age", "ago", "brief", "counted", "duration", "instant", "kind_name", "number", "rule", "share", "took")
     made.filters.update({name: getattr(words, name) for name in names})
     made.filters.update(us=words.to_us, pretty=_pretty, dedent=_dedented)
     made.filters.update(value=drawing.value, short=drawing.short, of_nulls=words.of_nulls)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 
+from featurestore_registry.catalog.reading import objects
 from featurestore_registry.records import Chain, Record, RecordField, Revision
 
 VIEW, ON_DEMAND, SERVICE, ENTITY = "feature_view", "on_demand_feature_view", "feature_service", "entity"
@@ -101,7 +102,6 @@ class Project:
 
 def features_of(record: Record) -> tuple[Feature, ...]:
     """Return the features of a view."""
-    told = record.document.get("schema")
-    parts = [part for part in told if isinstance(part, Mapping)] if isinstance(told, list | tuple) else []
+    parts = objects(record.document.get("schema"))
     deprecated = {str(part.get("name")): str(part.get("deprecated") or "") for part in parts}
     return tuple(Feature(record, field, deprecated.get(field.name, "")) for field in record.fields)

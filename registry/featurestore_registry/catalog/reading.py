@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -40,6 +40,11 @@ def facts(document: Document, make: Callable[[Document], Answer]) -> Answer | No
         return make(document)
     except (LookupError, TypeError, ValueError, AttributeError):
         return None
+
+
+def objects(value: Any) -> tuple[Document, ...]:
+    """Return the JSON objects of a list; none for anything else."""
+    return tuple(part for part in value if isinstance(part, Mapping)) if isinstance(value, list | tuple) else ()
 
 
 def mapping(value: Any) -> Document:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -138,6 +139,26 @@ def number(value: Any) -> str:
         if size and (size >= 1e9 or size < 1e-4):
             return f"{value:.3e}"
         return f"{value:,.4g}" if size < 10_000 else f"{value:,.0f}"
+    return str(value)
+
+
+def rule(told: Any) -> str:
+    """Return what a view or a field expects, as its definition says it: ``Between(least=1, greatest=5)``."""
+    if not isinstance(told, Mapping):
+        return brief(str(told))
+    names = sorted(told, key=lambda name: (name not in _LEADING, name))  # a record has them in the order of the letters
+    values = {name: told[name] for name in names if name != "rule" and told[name] is not None}
+    if isinstance(within := values.get("within"), int):
+        values["within"] = duration(within)
+    return brief(f"{told.get('rule')}({', '.join(f'{name}={_short(value)}' for name, value in values.items())})")
+
+
+_LEADING = ("least", "where")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_short, value))}]"
     return str(value)
 
 

@@ -58,10 +58,21 @@ class Needs(NamedTuple):
 
 LEDGER: Mapping[str, Needs] = {
     **dict.fromkeys(
-        ("watermark", "run", "run_start", "lease", "lease_process", "commit", "repair", "unread"),
+        (
+            "watermark",
+            "run",
+            "run_start",
+            "lease",
+            "lease_process",
+            "commit",
+            "repair",
+            "unread",
+            "blocked",
+            "accepted",
+        ),
         Needs(Role.VIEWER, Role.OPERATOR),
     ),
-    **dict.fromkeys(("training_set", "training_set_frame"), Needs(Role.VIEWER, Role.OPERATOR)),
+    **dict.fromkeys(("training_set", "training_set_frame", "blocked", "accepted"), Needs(Role.VIEWER, Role.OPERATOR)),
     **dict.fromkeys(("statistics", "edges"), Needs(Role.READER, Role.OPERATOR)),  # they show values
     **dict.fromkeys(("generation", "prepared", "consumer"), Needs(Role.VIEWER, Role.EDITOR)),
 }

@@ -19,7 +19,7 @@ from featurestore_registry.catalog.pages.shared import (
     why_hidden,
 )
 from featurestore_registry.catalog.project import ON_DEMAND, SERVICE, features_of
-from featurestore_registry.catalog.reading import facts
+from featurestore_registry.catalog.reading import facts, objects
 from featurestore_registry.catalog.statistics import MOST_RUNS, Profile, column_of, in_training_sets, profile_of
 from featurestore_registry.catalog.sums import Sum
 from featurestore_registry.catalog.usage import usage
@@ -51,6 +51,7 @@ def feature(ask: Ask, kind: str, view: str, name: str) -> Page:
             **about(ask, record),
             "feature": found,
             "origins": origins(ask, found),
+            "expected": _expected(record, name),
             "usage": usage([found.reference], "", keys, brought),
             "window": next((row for row in windows if row.field.name == name), None),
             "ticks": ticks,
@@ -59,6 +60,11 @@ def feature(ask: Ask, kind: str, view: str, name: str) -> Page:
             **(ask.if_may(Role.READER, lambda: _statistics(ask, record, name, len(features))) or {"profile": None}),
         },
     )
+
+
+def _expected(record: Record, name: str) -> tuple[Document, ...]:
+    fields = objects(record.document.get("schema"))
+    return next((objects(each.get("expect")) for each in fields if each.get("name") == name), ())
 
 
 def _statistics(ask: Ask, record: Record, name: str, columns: int) -> dict[str, object]:

@@ -11,11 +11,11 @@ from featurestore_registry.catalog.pages.ledgered import readers_of
 from featurestore_registry.catalog.pages.shared import about, columns_of, parts_read
 from featurestore_registry.catalog.pages.views import feature_rows
 from featurestore_registry.catalog.project import features_of
-from featurestore_registry.catalog.reading import read
+from featurestore_registry.catalog.reading import objects, read
 from featurestore_registry.catalog.statistics import profile_of
 from featurestore_registry.catalog.usage import usage
 from featurestore_registry.documents import SERVING, ServerDocument
-from featurestore_registry.records import JournalEntry, Record
+from featurestore_registry.records import Document, JournalEntry, Record
 
 _HEARD = timedelta(minutes=15)
 """A server that has said nothing for so long is gone."""
@@ -48,8 +48,18 @@ def service(ask: Ask, record: Record) -> Page:
             "activity": ask.activity,
             **readers_of(ask, [record.name], views),
             "servers": servers(ask),
+            "log": _log_of(record),
         },
     )
+
+
+def _log_of(record: Record) -> Document | None:
+    """Return what is kept of what a service served, where a version wrote it that writes as this one."""
+    for told in objects([record.document.get("log")]):
+        sample, retention_us, keys = (told.get(name) for name in ("sample", "retention_us", "keys"))
+        if isinstance(sample, float | int) and isinstance(retention_us, int) and isinstance(keys, str):
+            return told
+    return None
 
 
 def on_demand(ask: Ask, record: Record) -> Page:

@@ -13,6 +13,7 @@ from featurestore_registry.catalog.frame import Page
 from featurestore_registry.catalog.pages.ledgered import readers_of
 from featurestore_registry.catalog.pages.shared import about, join_keys, personal_of, why_hidden
 from featurestore_registry.catalog.project import SERVICE, VIEW, Feature, features_of
+from featurestore_registry.catalog.reading import objects
 from featurestore_registry.catalog.statistics import MOST_RUNS, InSet, Profile, in_training_sets, profile_of
 from featurestore_registry.catalog.usage import usage
 from featurestore_registry.catalog.windows import windows_of
@@ -70,6 +71,7 @@ def view(ask: Ask, record: Record) -> Page:
             "keys": keys,
             "usage": usage(references, "", keys),
             "ttl_us": document.get("ttl_us"),
+            "expected": objects(document.get("expect")),
             "sql": document.get("sql"),
             "activity": activity_of_view(ask.ledger, ask.project.name, record.name, document),
             "runs": runs,

@@ -1,11 +1,10 @@
-"""The FeatureStore facade: each public method calls one use case."""
+"""The FeatureStore facade but for what it says about serving."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from datetime import date, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +17,7 @@ from featurestore.project.settings import Settings, make_settings, read_settings
 from featurestore.registered.applied import check_as_applied
 from featurestore.registered.records import KINDS, kind_named
 from featurestore.registered.snapshot import Snapshot
+from featurestore.store.observing import Instant, Observing
 from featurestore.tables import html_table
 from featurestore.types.times import Clock, given_instant, system_clock
 from featurestore.workspace import Workspace
@@ -46,9 +46,6 @@ Views = str | FeatureView | Iterable[str | FeatureView] | None
 Revision = int | str
 """A revision by its number or by the beginning of its hash."""
 
-Instant = datetime | date | str
-"""An aware datetime (a naive one is UTC), a date (its midnight in UTC) or an ISO 8601 text; never a number."""
-
 
 def _several(given: Any) -> Iterable[Any]:
     """Return the arguments as an iterable; a text or a definition, which are iterable too, counts as one."""
@@ -57,7 +54,7 @@ def _several(given: Any) -> Iterable[Any]:
     )
 
 
-class FeatureStore:
+class FeatureStore(Observing):
     """One project of a feature store.
 
     >>> store = FeatureStore("feature_repo")                                   # doctest: +SKIP

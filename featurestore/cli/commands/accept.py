@@ -1,0 +1,26 @@
+"""fs accept."""
+
+from __future__ import annotations
+
+import click
+
+from featurestore.cli.output import Output, repo_command
+from featurestore.ledger.runs import RUN_HEADS
+from featurestore.store import FeatureStore
+
+
+@click.command("accept")
+@click.argument("run")
+@click.option("--reason", required=True, help="Why the rows are right all the same; it is kept.")
+@repo_command
+def command(store: FeatureStore, output: Output, run: str, reason: str) -> None:
+    """Commit the rows of a run that was blocked, because they are right all the same.
+
+    The run is made again and its rows are committed if they are the very same; where the source or the definition
+    changed since, it is refused.
+    """
+    done = store.accept(run, reason)
+    output.emit({"run": done.run_id, "view": done.view, "appended": done.appended, "accepted": done.accepted})
+    output.table(RUN_HEADS, [done.cells()])
+    for note in done.notes():
+        output.say(note)

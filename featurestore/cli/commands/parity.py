@@ -1,0 +1,55 @@
+"""fs parity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from featurestore.cli.exits import EXIT_PENDING
+from featurestore.cli.instants import Moment, instant
+from featurestore.cli.output import Output, repo_command
+from featurestore.quality.parity import HEADS
+from featurestore.store import FeatureStore
+from featurestore.training.outputs import check_output
+from featurestore.types.times import to_datetime
+
+
+@click.command("parity")
+@click.argument("service")
+@click.option("--since", callback=instant, default="-1d", show_default=True, metavar="INSTANT", help="First instant.")
+@click.option("--until", callback=instant, metavar="INSTANT", help="Rows before it; default: now.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Parquet file for the differences.")
+@click.option("--check", is_flag=True, help="Exit with 3 where a difference is unexplained.")
+@repo_command
+def command(
+    store: FeatureStore,
+    output: Output,
+    service: str,
+    since: Moment | None,
+    until: Moment | None,
+    out: Path | None,
+    check: bool,
+) -> None:
+    """Compare what was served with what should have been, and say why it differs.
+
+    As then: with what was committed and online when it was served. As now: with what is known today, late rows and
+    corrections included. The service keeps a log: FeatureService(..., log=ServedLog(...)).
+    """
+    import pyarrow.parquet as pq
+
+    if out is not None:
+        check_output(store.workspace, out)
+    clock = store.workspace.clock
+    start, end = (None if given is None else to_datetime(given(clock)) for given in (since, until))
+    found = store.parity(service, start, end)
+    output.emit(found.to_dict())
+    output.say(found.title())
+    output.table(HEADS, list(found.cells()))
+    for note in found.notes():
+        output.say(note)
+    if out is not None:
+        pq.write_table(found.differences, out, compression="zstd")
+        output.say(f"{found.differences.num_rows:,} differences written to {out}.")
+    if check and found.unexplained:
+        raise SystemExit(EXIT_PENDING)

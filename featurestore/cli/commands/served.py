@@ -1,0 +1,94 @@
+"""fs served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featurestore.cli.entities import declared_types, entity_option, entity_rows
+from featurestore.cli.instants import Moment, instant
+from featurestore.cli.output import Output, repo_command
+from featurestore.cli.shared import shared_options
+from featurestore.served.keep import KeptLog, kept_logs
+from featurestore.store import FeatureStore
+from featurestore.training.outputs import check_output
+from featurestore.types.times import to_datetime, to_short_rfc3339
+
+
+@click.group("served")
+@shared_options()
+def command(**_: Any) -> None:
+    """Show what feature servers keep of their answers, and forget an entity there."""
+
+
+@command.command("list")
+@repo_command
+def list_all(store: FeatureStore, output: Output) -> None:
+    """List the services of which answers are kept, and since when."""
+    found = kept_logs(store.workspace)
+    output.emit([_document(each) for each in found])
+    if not found:
+        output.say("Nothing that was served is kept: declare FeatureService(..., log=ServedLog(sample=0.1)).")
+        return
+    rows = [(each.service, f"{each.sample:g}", each.keys, f"{each.files:,}", *_span(each)) for each in found]
+    output.table(("service", "sample", "keys", "files", "from", "until"), rows)
+
+
+def _document(log: KeptLog) -> dict[str, Any]:
+    first, last = _span(log)
+    return {
+        "service": log.service,
+        "sample": log.sample,
+        "keys": log.keys,
+        "files": log.files,
+        "from": first or None,
+        "until": last or None,
+    }
+
+
+def _span(log: KeptLog) -> tuple[str, str]:
+    if log.first_us is None or log.last_us is None:
+        return "", ""
+    return to_short_rfc3339(log.first_us), to_short_rfc3339(log.last_us)
+
+
+@command.command("export")
+@click.argument("service")
+@click.option("--since", callback=instant, metavar="INSTANT", help="The first instant, such as -7d; default: all.")
+@click.option("--until", callback=instant, metavar="INSTANT", help="Rows before it; default: now.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Parquet file to write.")
+@repo_command
+def export(
+    store: FeatureStore, output: Output, service: str, since: Moment | None, until: Moment | None, out: Path
+) -> None:
+    """Write what was served for a service into one Parquet file."""
+    import pyarrow.parquet as pq
+
+    check_output(store.workspace, out)
+    clock = store.workspace.clock
+    bounds = [None if given is None else to_datetime(given(clock)) for given in (since, until)]
+    rows = store.read_served(service, *bounds)
+    pq.write_table(rows, out, compression="zstd")
+    output.emit({"out": str(out), "rows": rows.num_rows})
+    output.say(f"{rows.num_rows:,} rows written to {out}.")
+
+
+@command.command("forget")
+@entity_option
+@click.option("--service", "services", multiple=True, help="Only of these services; repeatable.")
+@repo_command
+def forget(store: FeatureStore, output: Output, entities: tuple[str, ...], services: tuple[str, ...]) -> None:
+    """Remove the rows of entities from what was served.
+
+    --entity carrier=UA --entity carrier=AA forgets two; different keys make one entity together.
+    """
+    given = entity_rows(entities, declared_types(store))
+    rows = files = 0
+    for row in range(len(next(iter(given.values())))):
+        done = store.forget_served({name: values[row] for name, values in given.items()}, list(services) or None)
+        rows, files = rows + done.rows, files + done.files
+    output.emit({"rows": rows, "files": files})
+    output.say(f"{rows:,} rows are forgotten, in {files:,} files.")
+    output.say("Servers that run hold rows of up to a minute that are in no file yet: run it again after that.")

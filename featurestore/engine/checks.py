@@ -1,0 +1,111 @@
+"""The engine's ability to check rows against rules before they are committed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from featurestore.definitions import FeatureView
+from featurestore.definitions.expectations import FieldRule, NotNull, Share
+from featurestore.types import Timestamp, ValueType
+from featurestore.types.arrow import arrow_schema
+from featurestore.types.columns import EVENT
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+RowRule = FieldRule | Share
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """How many rows fail one rule."""
+
+    rows: int
+    """Rows with a null for `NotNull`, repeated values for `Unique`, rows of which the condition is true for `Share`."""
+    least: Any = None
+    """The least and the greatest value that fails, of rules with an order or a text."""
+    greatest: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRows:
+    """What rows are like."""
+
+    rows: int
+    greatest_event_us: int | None
+    failures: tuple[Failures, ...]
+    """One for each rule, in their order."""
+
+
+class Checks(ABC):
+    """Rules of a view's rows. See the rules in `featurestore.definitions.expectations`."""
+
+    @abstractmethod
+    def check(
+        self,
+        name: str,
+        types: Mapping[str, ValueType],
+        rows: Sequence[str] | pa.Table,
+        rules: Sequence[tuple[str | None, RowRule]],
+    ) -> CheckedRows:
+        """Check files of a view's table, or a table, against rules of columns and shares, by one query.
+
+        ``name`` is what messages call the rows, ``types`` those of the columns that rules are about. A column that is
+        not there is null. Raises SourceSchemaError naming a condition or pattern that does not work, DamagedFileError
+        and EngineError.
+        """
+
+    @abstractmethod
+    def fingerprint(self, view: FeatureView, files: Sequence[str]) -> str:
+        """Return a hash of what rows of a view's table hold, in whatever order and files: equal rows have equal ones.
+
+        ``fs_seq`` and ``fs_origin`` do not count. Raises as `check`.
+        """
+
+    def check_rules(self, view: FeatureView) -> None:
+        """Raise SourceSchemaError where a condition or a pattern of a view's rules does not work; reads no rows."""
+        rules = rules_of_rows(view)
+        if rules:
+            empty = arrow_schema({**view.stored_types, EVENT: Timestamp}).empty_table()
+            self.check(f"feature view {view.name!r}", view.stored_types, empty, rules)
+
+
+def rules_of_rows(view: FeatureView) -> list[tuple[str | None, RowRule]]:
+    """Return a view's rules that rows are checked against; the others are of a run."""
+    return [(name, rule) for name, rule in view.rules if isinstance(rule, FieldRule | Share)]
+
+
+def unmet_by_rows(
+    rules: Sequence[tuple[str | None, RowRule]], found: CheckedRows, hidden: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Give what rows are not like, and which values fail: none of hidden columns. No rows meet every rule."""
+    for (name, rule), failures in zip(rules, found.failures, strict=True):
+        if not found.rows or not _is_unmet(rule, failures.rows, found.rows):
+            continue
+        counts = f"{failures.rows:,} of {counted_rows(found.rows)}"
+        if name is None:
+            yield f"{rule}: {counts}", ""
+        else:
+            yield f"{name}: {rule}: {counts}", "" if name in hidden else _examples(failures)
+
+
+def counted_rows(count: int) -> str:
+    """Return a number of rows in words."""
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def _is_unmet(rule: RowRule, failed: int, rows: int) -> bool:
+    if isinstance(rule, Share):
+        share = failed / rows
+        return share > rule.at_most if rule.at_most is not None else share < (rule.at_least or 0.0)
+    return failed > rule.max_share * rows if isinstance(rule, NotNull) else failed > 0
+
+
+def _examples(failures: Failures) -> str:
+    if failures.least is None:
+        return ""
+    least, greatest = str(failures.least), str(failures.greatest)
+    return least if least == greatest else f"{least} to {greatest}"

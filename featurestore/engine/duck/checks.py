@@ -1,0 +1,129 @@
+"""Rules as one query: each is an aggregate over all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+from typing_extensions import override
+
+from featurestore.definitions import Between, FeatureView, Matches, NotNull, OneOf, Share, Unique
+from featurestore.engine.checks import CheckedRows, Checks, Failures, RowRule
+from featurestore.engine.duck.offline_sql import log, log_columns, read_log
+from featurestore.engine.duck.session import Session, quote, reason_of, text, translated
+from featurestore.engine.duck.windowed import condition_sql
+from featurestore.errors import SourceSchemaError
+from featurestore.types import ValueType
+from featurestore.types.columns import EVENT, ORIGIN, SEQUENCE
+from featurestore.types.times import to_instant
+from featurestore.types.values import duckdb_type, to_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DOING = "check rows against what is expected of them"
+_SHOWN = 60
+"""So many characters of a text that fails are shown."""
+
+
+class DuckChecks(Checks):
+    """Checks in this process."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @override
+    def check(
+        self,
+        name: str,
+        types: Mapping[str, ValueType],
+        rows: Sequence[str] | pa.Table,
+        rules: Sequence[tuple[str | None, RowRule]],
+    ) -> CheckedRows:
+        with self._rows(rows, rules) as (connection, source):
+            there = {str(found[0]) for found in connection.execute(f"DESCRIBE {source}").fetchall()}
+            selected = ["count(*)", f"epoch_us(max({EVENT}))" if EVENT in there else "NULL"]
+            for column, rule in rules:
+                selected += _selected(column, rule, types, there)
+            try:
+                (found,) = connection.execute(f"SELECT {', '.join(selected)} FROM ({source})").fetchall()
+            except (duckdb.ProgrammingError, duckdb.InvalidInputException, duckdb.ConversionException) as error:
+                raise SourceSchemaError(
+                    f"What is expected of {name} cannot be checked: {reason_of(error)}.",
+                    hint="Correct the condition of Share, or the pattern of Matches.",
+                ) from None
+        count, greatest_us, *parts = found
+        failures = [Failures(int(parts[n] or 0), parts[n + 1], parts[n + 2]) for n in range(0, len(parts), 3)]
+        return CheckedRows(int(count), None if greatest_us is None else int(greatest_us), tuple(failures))
+
+    @override
+    def fingerprint(self, view: FeatureView, files: Sequence[str]) -> str:
+        columns = [name for name in log_columns(view) if name not in (SEQUENCE, ORIGIN)]
+        with self._session.reading(files) as connection, translated(DOING, table_files=files):
+            # Not one hash of all: rows that are there twice would cancel each other out in an exclusive or.
+            hashed = f"SELECT hash({', '.join(map(quote, columns))}) AS h FROM ({read_log(log_columns(view), files)})"
+            query = f"SELECT count(*), bit_xor(h), sum(h::UHUGEINT) % (1::UHUGEINT << 64) FROM ({hashed})"
+            (found,) = connection.execute(query).fetchall()
+        return "-".join(f"{int(part or 0):x}" for part in found)
+
+    @contextmanager
+    def _rows(
+        self, rows: Sequence[str] | pa.Table, rules: Sequence[tuple[str | None, RowRule]]
+    ) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
+        """Give a connection, and a SELECT of the rows. Conditions are users' SQL: they run apart."""
+        has_conditions = any(isinstance(rule, Share) for _, rule in rules)
+        if isinstance(rows, Sequence):
+            files = [str(file) for file in rows]
+            opened = self._session.open(reads=files) if has_conditions else self._session.reading(files)
+            with opened as connection, translated(DOING, table_files=files):
+                yield connection, f"SELECT * FROM {log(files)}"
+            return
+        opened = self._session.open() if has_conditions else self._session.reading([])
+        with opened as connection, translated(DOING):
+            connection.register("checked_rows", rows)
+            yield connection, "SELECT * FROM checked_rows"
+
+
+def _selected(name: str | None, rule: RowRule, types: Mapping[str, ValueType], there: Collection[str]) -> list[str]:
+    """Return the aggregates of one rule: failing rows, the least and the greatest value that fails."""
+    if isinstance(rule, Share):
+        return [f"count_if({condition_sql(rule.where)})", "NULL", "NULL"]
+    assert name is not None
+    kind = types[name]
+    column = f"{quote(name)}::{duckdb_type(kind)}" if name in there else f"NULL::{duckdb_type(kind)}"
+    if isinstance(rule, NotNull):
+        return [f"count(*) - count({column})", "NULL", "NULL"]
+    if isinstance(rule, Unique):
+        return [f"count({column}) - count(DISTINCT {column})", "NULL", "NULL"]
+    fails = f"({_fails(rule, column, kind)})"
+    shown = f"left({column}, {_SHOWN})" if kind.name == "String" else column
+    return [f"count_if({fails})", f"min({shown}) FILTER ({fails})", f"max({shown}) FILTER ({fails})"]
+
+
+def _fails(rule: RowRule, column: str, kind: ValueType) -> str:
+    """Return the condition that a value fails, false for null."""
+    if isinstance(rule, Matches):
+        return f"{column} IS NOT NULL AND NOT regexp_full_match({column}, {text(rule.pattern)})"
+    if isinstance(rule, OneOf):
+        listed = ", ".join(_literal(value, kind) for value in rule.values)
+        return f"{column} IS NOT NULL AND {column} NOT IN ({listed})"
+    assert isinstance(rule, Between)
+    bounds = []
+    if rule.least is not None:
+        bounds.append(f"{column} < {_literal(rule.least, kind)}")
+    if rule.greatest is not None:
+        bounds.append(f"{column} > {_literal(rule.greatest, kind)}")
+    if kind.name in ("Float32", "Float64"):
+        bounds.append(f"isnan({column})")
+    return f"coalesce({' OR '.join(bounds)}, false)"
+
+
+def _literal(value: Any, kind: ValueType) -> str:
+    """Return a canonical value as SQL."""
+    if kind.name == "Timestamp":
+        return f"make_timestamptz({to_instant(value)}::BIGINT)"
+    if kind.name in ("Float32", "Float64"):
+        return f"{text(repr(float(value)))}::{duckdb_type(kind)}"
+    return f"{text(str(to_json(kind, value)))}::{duckdb_type(kind)}"

@@ -1,0 +1,1 @@
+"""Whether what was served is what it should have been, and why not."""

@@ -1,0 +1,129 @@
+"""What a comparison of served values says: figures of each feature, and causes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from featurestore.quality.causes import CAUSES
+from featurestore.tables import html_table, visible
+from featurestore.types.times import to_short_rfc3339
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+HEADS = ("feature", "rows", "as then", "as now", "mean error", "greatest")
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureParity:
+    """How one feature compares."""
+
+    feature: str
+    """Its name, with that of its view where two are called alike."""
+    rows: int
+    """Rows that were compared."""
+    differs_then: int
+    """Rows that differ from what was committed and online by then."""
+    differs_now: int
+    """Rows that differ from what is known now."""
+    mean_error: float | None
+    """Mean of the absolute differences from what is known now, of numbers that both sides have."""
+    greatest_error: float | None
+    """The greatest of them."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was served for a service beside what should have been."""
+
+    service: str
+    """The feature service."""
+    start_us: int
+    """The span, in UTC microseconds: the end is not in it."""
+    end_us: int
+    """Its end."""
+    rows: int
+    """Entity rows that were compared."""
+    features: tuple[FeatureParity, ...]
+    """What is said of each feature whose values are kept, in the order of the service."""
+    causes: Mapping[str, int]
+    """Differences from what is known now, by cause."""
+    causes_then: Mapping[str, int]
+    """Differences from what was online by then, by cause."""
+    entities: tuple[tuple[str, int], ...]
+    """The entities with the most differences."""
+    not_recomputed: Mapping[str, int]
+    """Rows of each feature that nobody can compute again, because its code changed: they are in no other figure."""
+    differences: pa.Table
+    """At most 10,000 of them: ``request_id``, ``row``, ``served_at``, ``entity``, ``feature``, ``served`` and ``now``
+    as texts, ``cause`` and ``cause_then``, which are empty where that comparison finds none."""
+
+    @property
+    def unexplained(self) -> int:
+        """Differences without a cause."""
+        return self.causes.get("unexplained", 0) + self.causes_then.get("unexplained", 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values, without the list of differences."""
+        return {
+            "service": self.service,
+            "start": to_short_rfc3339(self.start_us),
+            "end": to_short_rfc3339(self.end_us),
+            "rows": self.rows,
+            "features": [asdict(each) for each in self.features],
+            "causes": dict(self.causes),
+            "causes_then": dict(self.causes_then),
+            "entities": [list(each) for each in self.entities],
+            "not_recomputed": dict(self.not_recomputed),
+            "unexplained": self.unexplained,
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the differences as a frame."""
+        return self.differences.to_pandas()
+
+    def cells(self) -> Iterator[tuple[str, ...]]:
+        """Yield the texts of each feature's line, in the order of `HEADS`."""
+        for each in self.features:
+            matches = (each.rows - each.differs_then, each.rows - each.differs_now)
+            errors = ("" if error is None else f"{error:.4g}" for error in (each.mean_error, each.greatest_error))
+            yield (each.feature, f"{each.rows:,}", *(_share(count, each.rows) for count in matches), *errors)
+
+    def title(self) -> str:
+        """Return what was compared, in words."""
+        span = f"{to_short_rfc3339(self.start_us)} to {to_short_rfc3339(self.end_us)}"
+        return f"{self.service}: {self.rows:,} served rows from {span}"
+
+    def notes(self) -> Iterator[str]:
+        """Yield what the figures do not say."""
+        for than, causes in (("is known now", self.causes), ("was online then", self.causes_then)):
+            for cause, count in causes.items():
+                yield f"{_differences(count)} from what {than}: {CAUSES[cause]}"
+        for feature, count in self.not_recomputed.items():
+            yield f"{feature}: {count:,} rows cannot be recomputed, because its code changed since"
+        if self.entities:
+            yield f"most differences: {', '.join(f'{visible(name)} ({count:,})' for name, count in self.entities)}"
+
+    def __str__(self) -> str:
+        rows = [HEADS, *self.cells()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([self.title(), *lines, *self.notes()])
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes())
+        return f"<p>{escape(self.title())}</p>{html_table(self.cells(), HEADS)}{notes}"
+
+
+def _share(part: int, whole: int) -> str:
+    if not whole:
+        return ""
+    return "100 %" if part == whole else f"{min(part / whole, 0.9999):.2%}".replace("%", " %")
+
+
+def _differences(count: int) -> str:
+    return "1 difference" if count == 1 else f"{count:,} differences"

@@ -1,0 +1,149 @@
+"""The form of the served log: which columns a service's answers have at one revision."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from featurestore.definitions import Field, ServedLog
+from featurestore.registered.snapshot import Snapshot
+from featurestore.request.features import FeatureRequest, OutputColumn, ViewRead
+from featurestore.request.personal import is_hidden
+from featurestore.statistics.columns import is_personal
+from featurestore.statuses import Status
+from featurestore.types import ValueType
+from featurestore.types.arrow import arrow_type
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+REQUEST_ID, ROW, AT, REVISION, CODE = "request_id", "row", "served_at", "revision", "code"
+SAMPLE, INSTANCE, KEY_ID = "sample", "instance", "key_id"
+"""Columns of every log. A row is one entity row of a request; ``row`` is its place in it; ``key_id`` tells with which
+secret join keys are hashed, and is empty where they are plain."""
+ORDER = [(AT, "ascending"), (REQUEST_ID, "ascending"), (ROW, "ascending")]
+"""In which rows are read."""
+REGISTRY_AHEAD, STORE_AHEAD = "registry_ahead_us", "online_store_ahead_us"
+"""How far clocks were ahead of the server's, as far as it knew."""
+KEY, REQUEST, VALUE, STATUS, VIEW = "key.", "request.", "value.", "status.", "view."
+"""What the names of other columns begin with."""
+EVENT, CREATED, SCHEMA, CRC, GENERATION = "event_timestamp", "created_timestamp", "schema", "crc", "generation"
+"""What is kept of each record: ``view.{read}.event_timestamp`` and so on."""
+STATUSES = (Status.PRESENT, Status.NULL_VALUE, Status.NOT_FOUND, Status.OUTSIDE_MAX_AGE)
+"""In the order of their codes in the columns of statuses."""
+
+
+@dataclass(frozen=True)
+class ServedShape:
+    """One service at one revision, as its answers are kept."""
+
+    service: str
+    log: ServedLog
+    request: FeatureRequest
+    """Resolved from the service."""
+    project: str
+    """The project's identity."""
+    revision: str
+    """The hash of the revision."""
+    secret: bytes
+    """The key of the hashes of join keys; empty where they are plain."""
+
+    @cached_property
+    def code(self) -> str:
+        """The hash of the code of the service's on-demand features, of all where there are several."""
+        return code_hash(self.request)
+
+    @property
+    def key_id(self) -> str:
+        """What tells the secret of the hashes of join keys from others; empty where they are plain."""
+        return key_id(self.secret) if self.log.keys == "hashed" else ""
+
+    @cached_property
+    def outputs(self) -> dict[str, OutputColumn]:
+        """The features under the names of their columns: bare, and with their view's where two are called alike."""
+        return named_outputs(self.request)
+
+    @cached_property
+    def shown(self) -> frozenset[str]:
+        """The features of which values are kept, by the names of `outputs`."""
+        return frozenset(name for name, output in self.outputs.items() if not is_hidden(self.request, output))
+
+    @cached_property
+    def request_fields(self) -> dict[str, Field]:
+        """The request data that is kept."""
+        return {name: field for name, field in self.request.request_fields.items() if not is_personal(field)}
+
+    @cached_property
+    def keys(self) -> dict[str, ValueType]:
+        """The columns of join keys."""
+        return {name: types[0] for name, types in self.request.key_types.items()}
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns of the log."""
+        import pyarrow as pa
+
+        instant, is_plain = pa.timestamp("us", "UTC"), self.log.keys == "plain"
+        columns: list[tuple[str, pa.DataType]] = [
+            (REQUEST_ID, pa.string()),
+            (ROW, pa.int32()),
+            (AT, instant),
+            (REVISION, pa.string()),
+            (CODE, pa.string()),
+            (SAMPLE, pa.float64()),
+            (INSTANCE, pa.string()),
+            (KEY_ID, pa.string()),
+            (REGISTRY_AHEAD, pa.int64()),
+            (STORE_AHEAD, pa.int64()),
+        ]
+        columns += [(KEY + name, arrow_type(kind) if is_plain else pa.string()) for name, kind in self.keys.items()]
+        columns += [(REQUEST + name, arrow_type(field.type)) for name, field in self.request_fields.items()]
+        for name, output in self.outputs.items():
+            if name in self.shown:
+                columns.append((VALUE + name, arrow_type(output.field.type)))
+            columns.append((STATUS + name, pa.dictionary(pa.int8(), pa.string())))
+        for read in self.request.reads:
+            of_record = (EVENT, instant), (CREATED, instant), (SCHEMA, pa.string()), (CRC, pa.uint32())
+            columns += [(view_column(read, name), kind) for name, kind in (*of_record, (GENERATION, pa.int32()))]
+        return pa.schema(columns)
+
+
+def view_column(read: ViewRead, name: str) -> str:
+    """Return the name of a column about the records of a view."""
+    return f"{VIEW}{read.name}.{name}"
+
+
+def named_outputs(request: FeatureRequest) -> dict[str, OutputColumn]:
+    """Return a request's features under names that differ, also in more than case."""
+    counts = Counter(output.field.name.lower() for output in request.outputs)
+    return {
+        output.field.name if counts[output.field.name.lower()] == 1 else f"{output.alias}__{output.field.name}": output
+        for output in request.outputs
+    }
+
+
+def code_hash(request: FeatureRequest) -> str:
+    """Return the hash of the code of a request's on-demand features: the one, or one of all; empty without any."""
+    hashes = sorted(read.view.code_hash for read in request.on_demand)
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
+
+
+def secret_key(secret: str) -> bytes:
+    """Return the key of hashes that a secret of any length stands for; empty for an empty one."""
+    return hashlib.blake2b(secret.encode(), digest_size=32).digest() if secret else b""
+
+
+def key_id(secret: bytes) -> str:
+    """Return what tells one secret from another and nothing else about it; empty for none."""
+    return hashlib.blake2b(secret, digest_size=4, person=b"fs key id").hexdigest() if secret else ""
+
+
+def shape_of(snapshot: Snapshot, request: FeatureRequest, service: str, secret: bytes) -> ServedShape | None:
+    """Return how a service's answers are kept, None where they are not."""
+    log = snapshot.services[service].log
+    if log is None:
+        return None
+    return ServedShape(service, log, request, snapshot.chain.identity, snapshot.chain.head, secret)

@@ -1,0 +1,217 @@
+"""The served log: a share of the answers goes through a bounded queue to files, off the way of the answers.
+
+The event loop only puts what it has read anyway into the queue; a thread decodes it again, many requests at once, and
+writes files of about a minute each. When the queue is full, requests are left out and counted; nothing waits. A process
+that is killed loses what it has not written, at most that minute.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from featurestore.errors import FeatureStoreError, SettingsError
+from featurestore.registered.snapshot import Snapshot
+from featurestore.request.features import FeatureRequest
+from featurestore.served import files
+from featurestore.served.keep import KEYS_HINT, secret_of
+from featurestore.served.rows import Clocks, ServedRequest, ServedRows
+from featurestore.served.shape import ServedShape, shape_of
+from featurestore.server.watch.metrics import Metrics
+from featurestore.serving.compiled import Answer, Query
+from featurestore.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger("featurestore.server")
+
+MOST_ROWS, MOST_BYTES = 100_000, 64 << 20
+"""How many rows, and bytes of records, may wait in the queue."""
+DRAIN_SECONDS = 1.0
+"""How often the queue is emptied."""
+FILE_SECONDS, FILE_ROWS, FILE_BYTES = 60.0, 200_000, 64 << 20
+"""A file is written when its first row is so old, or so much is held for it."""
+BATCH_VALUES = 100_000
+"""So many values are decoded together: with fewer the work for each column costs more than that for each value."""
+WARN_SECONDS = 60.0
+_BITS = 32
+
+
+class _Offered(NamedTuple):
+    shape: ServedShape
+    request: ServedRequest
+    size: int
+
+
+@dataclass(slots=True)
+class _Held:
+    """Rows of one shape that are not in a file yet."""
+
+    rows: ServedRows
+    batches: list[pa.RecordBatch] = field(default_factory=list)
+    since_s: float = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        rows, size = (sum(getattr(batch, name) for batch in self.batches) for name in ("num_rows", "nbytes"))
+        return bool(rows >= FILE_ROWS or size >= FILE_BYTES)
+
+
+class ServedLogs:
+    """Keeps a share of the answers of services that are declared with a log."""
+
+    def __init__(self, workspace: Workspace, metrics: Metrics) -> None:
+        self._workspace, self._metrics = workspace, metrics
+        self.clocks: Callable[[], Clocks] = Clocks
+        """Says how far other clocks are ahead."""
+        self._secret = secret_of(workspace)
+        self._instance = secrets.token_hex(8)
+        self._queue: deque[_Offered] = deque()
+        self._offered_rows = self._offered_bytes = 0
+        """What the event loop put into the queue, since the start; the thread has its own count of what it took."""
+        self._taken_rows = self._taken_bytes = 0
+        self._held: dict[int, tuple[ServedShape, _Held]] = {}
+        self._files = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._warn_at_s: dict[str, float] = {}
+
+    def check(self, snapshot: Snapshot) -> None:
+        """Raise SettingsError where a service wants hashed join keys and the settings have no secret."""
+        wanting = [name for name, each in snapshot.services.items() if each.log and each.log.keys == "hashed"]
+        if wanting and not self._secret:
+            raise SettingsError(
+                f"The log of {', '.join(sorted(wanting))} keeps join keys hashed, and the settings have no secret.",
+                hint=f'{KEYS_HINT} Or declare ServedLog(keys="plain").',
+                key="served.secret",
+            )
+
+    def shape(self, snapshot: Snapshot, request: FeatureRequest, service: str) -> ServedShape | None:
+        """Return how answers of a service are kept, None where they are not; warns where they cannot be."""
+        shape = shape_of(snapshot, request, service, self._secret)
+        if shape is not None and shape.log.keys == "hashed" and not self._secret:
+            self._warn("secret", f"the log of {service} is not written: the settings have no secret. {KEYS_HINT}")
+            return None
+        return shape
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name="served log", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what is held, and end the thread."""
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            self._thread = None
+
+    def offer(
+        self,
+        shape: ServedShape,
+        request_id: str,
+        columns: Mapping[str, Sequence[Any]],
+        query: Query,
+        records: Sequence[bytes | None],
+        now_us: int,
+        answer: Answer | None,
+    ) -> None:
+        """Keep one answer if chance takes it and there is room. Never waits; call it in the event loop's thread."""
+        if secrets.randbits(_BITS) >= shape.log.sample * (1 << _BITS):
+            return
+        size = sum(len(record) for record in records if record is not None)
+        rows, used = self._offered_rows - self._taken_rows, self._offered_bytes - self._taken_bytes
+        if self._thread is None or rows + query.rows > MOST_ROWS or used + size > MOST_BYTES:
+            self._metrics.served_dropped.labels(shape.service, "full").inc(query.rows)
+            return
+        given = {name: columns[name] for name in shape.keys}
+        data = {name: query.request_data[name] for name in shape.request_fields}
+        computed = () if answer is None else answer.computed
+        kept = ServedRequest(request_id, now_us, query.rows, given, data, query.keys, records, query.found, computed)
+        self._queue.append(_Offered(shape, kept, size))
+        self._offered_rows += query.rows
+        self._offered_bytes += size
+
+    def _run(self) -> None:
+        while not self._stop.wait(DRAIN_SECONDS):
+            self._turn(is_last=False)
+        self._turn(is_last=True)
+
+    def _turn(self, *, is_last: bool) -> None:
+        try:
+            self._drain()
+            self._write(is_last=is_last)
+        except Exception:  # the thread must live: the next turn may do better
+            logger.exception("the served log failed")
+
+    def _drain(self) -> None:
+        by_shape: dict[int, list[_Offered]] = {}
+        while self._queue:
+            offered = self._queue.popleft()
+            by_shape.setdefault(id(offered.shape), []).append(offered)
+        for group in by_shape.values():
+            shape, width = group[0].shape, len(group[0].shape.outputs)
+            some: list[_Offered] = []
+            for offered in group:
+                if some and sum(each.request.rows for each in some) * width > BATCH_VALUES:
+                    self._decode(shape, some)
+                    some = []
+                some.append(offered)
+            self._decode(shape, some)
+
+    def _decode(self, shape: ServedShape, some: Sequence[_Offered]) -> None:
+        requests = [each.request for each in some]
+        rows = sum(each.rows for each in requests)
+        _, held = self._held.setdefault(id(shape), (shape, _Held(ServedRows(shape, self._fetch))))
+        try:
+            batch = held.rows.batch(requests, self._instance, self.clocks())
+        except Exception as error:
+            self._dropped(shape, rows, "failed", error)
+            return
+        finally:
+            self._taken_rows += rows
+            self._taken_bytes += sum(each.size for each in some)
+        if not held.batches:
+            held.since_s = monotonic()
+        held.batches.append(batch)
+
+    def _fetch(self, key: bytes) -> bytes | None:
+        return self._workspace.online.mget([key])[0]
+
+    def _write(self, *, is_last: bool) -> None:
+        import pyarrow as pa
+
+        now_s = monotonic()
+        for known, (shape, held) in list(self._held.items()):
+            is_due = bool(held.batches) and now_s - held.since_s >= FILE_SECONDS
+            if not (is_due or held.is_full or (is_last and held.batches)):
+                if not held.batches and now_s - held.since_s >= FILE_SECONDS:
+                    del self._held[known]  # of a revision that is served no more, perhaps
+                continue
+            table = pa.Table.from_batches(held.batches, shape.schema)
+            held.batches, held.since_s = [], now_s
+            self._files += 1
+            try:
+                blobs = self._workspace.offline.blobs(self._workspace.project, files.KIND + shape.service)
+                files.write(blobs, table, files.about_of(shape), instance=self._instance, number=self._files)
+            except FeatureStoreError as error:
+                self._dropped(shape, table.num_rows, "failed", error)
+            else:
+                self._metrics.served_rows.labels(shape.service).inc(table.num_rows)
+
+    def _dropped(self, shape: ServedShape, rows: int, reason: str, error: Exception) -> None:
+        self._metrics.served_dropped.labels(shape.service, reason).inc(rows)
+        self._warn(shape.service, f"{rows:,} rows of the log of {shape.service} are lost: {error}")
+
+    def _warn(self, about: str, told: str) -> None:
+        now_s = monotonic()
+        if now_s >= self._warn_at_s.get(about, 0.0):
+            self._warn_at_s[about] = now_s + WARN_SECONDS
+            logger.warning("%s", told)

@@ -1,0 +1,85 @@
+"""The part of the facade about what is expected of data, what is served, and how it compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any
+
+from featurestore.definitions import FeatureService
+from featurestore.types.times import given_instant
+from featurestore.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from featurestore.materialization import RunResult
+    from featurestore.quality.parity import Parity
+    from featurestore.served.keep import Forgotten
+
+Instant = datetime | date | str
+"""An aware datetime (a naive one is UTC), a date (its midnight in UTC) or an ISO 8601 text; never a number."""
+
+
+class Observing:
+    """What a `FeatureStore` can say about expected and served features."""
+
+    @property
+    def workspace(self) -> Workspace:
+        """The wired project that the use cases receive."""
+        raise NotImplementedError
+
+    def accept(self, run_id: str, reason: str) -> RunResult:
+        """Commit the rows of a run that was blocked because they are not as expected.
+
+        The run is made again, and committed if its rows are the very same. Raises NotFoundError for a run that is not
+        the newest blocked one of its view, InputError without a reason, and MaterializationError where the source or
+        the definition changed since.
+        """
+        from featurestore.materialization.accepting import accept
+
+        return accept(self.workspace, run_id, reason)
+
+    def read_served(
+        self, service: str | FeatureService, start: Instant | None = None, end: Instant | None = None
+    ) -> pa.Table:
+        """Return what feature servers answered for a service in [start, end), as an Arrow table, oldest first.
+
+        The service is declared with ``log=ServedLog(...)``. A row is one entity row of a request: ``request_id``,
+        ``served_at``, ``key.*`` (as hashes where the log keeps them so), ``request.*``, ``value.*`` as it was stored
+        (before defaults, NaN as NaN), ``status.*``, and for each view that was read what its record was. By default
+        everything that is kept. Raises NotFoundError, DamagedFileError, and InputError where a column changed its type.
+        """
+        from featurestore.served.keep import read_served
+
+        name = service if isinstance(service, str) else service.name
+        return read_served(self.workspace, name, *self._span(start, end))
+
+    def parity(self, service: str | FeatureService, start: Instant | None = None, end: Instant | None = None) -> Parity:
+        """Compare what was served for a service in [start, end) with what should have been, and explain differences.
+
+        Twice: with the point-in-time value of what was committed and online by then, and of what is known now. Every
+        difference has one cause, the first that what is stored proves. Raises as `read_served`, and CodeMismatchError
+        where the code of on-demand features is not loaded.
+        """
+        from featurestore.quality.comparing import parity
+
+        name = service if isinstance(service, str) else service.name
+        return parity(self.workspace, name, *self._span(start, end))
+
+    def forget_served(self, entity: Mapping[str, Any], services: str | Sequence[str] | None = None) -> Forgotten:
+        """Remove the rows of an entity from the served logs of all services, or of some.
+
+        ``entity`` gives its join keys. Servers that run hold up to a minute of rows that are in no file yet: call it
+        again after that. Raises InputError, NotFoundError, and SettingsError, having changed nothing, where keys are
+        hashed with another secret than the settings'.
+        """
+        from featurestore.served.keep import forget
+
+        named = [services] if isinstance(services, str) else services
+        return forget(self.workspace, entity, named)
+
+    def _span(self, start: Instant | None, end: Instant | None) -> tuple[int, int]:
+        """Return a span in microseconds: from the first on where there is no start, up to now without an end."""
+        start_us = 0 if start is None else given_instant(start)
+        return start_us, self.workspace.clock() + 1 if end is None else given_instant(end)
