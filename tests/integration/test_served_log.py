@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from array import array
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -189,8 +191,10 @@ def test_a_failing_disk_loses_rows_and_says_so(
 def test_chance_takes_about_the_share_that_is_asked_for(
     project: Project, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = iter(range(2**28, 2**32, 2**28))
-    monkeypatch.setattr(server_log.secrets, "randbits", lambda bits: next(drawn) if bits == 32 else 0)
+    drawn = array("I", [0] * 1_009 + [*reversed(range(2**28, 2**32, 2**28))]).tobytes()  # the last is taken first
+    monkeypatch.setattr(
+        server_log.secrets, "token_bytes", lambda size: drawn if size == len(drawn) else os.urandom(size)
+    )
     text = (project.root / "features.py").read_text()
     (project.root / "features.py").write_text(
         text.replace("[everything], log=ServedLog(1.0", "[everything], log=ServedLog(0.5")

@@ -41,7 +41,8 @@ FILE_SECONDS, FILE_ROWS, FILE_BYTES = 60.0, 200_000, 64 << 20
 BATCH_VALUES = 100_000
 """So many values are decoded together: with fewer the work for each column costs more than that for each value."""
 WARN_SECONDS = 60.0
-_BITS = 32
+_AT_ONCE = 1_024
+"""So many random numbers are taken from the system together."""
 
 
 class _Offered(NamedTuple):
@@ -74,6 +75,7 @@ class ServedLogs:
         self._secret = secret_of(workspace)
         self._instance = secrets.token_hex(8)
         self._queue: deque[_Offered] = deque()
+        self._bits: list[int] = []
         self._offered_rows = self._offered_bytes = 0
         """What the event loop put into the queue, since the start; the thread has its own count of what it took."""
         self._taken_rows = self._taken_bytes = 0
@@ -124,7 +126,7 @@ class ServedLogs:
         answer: Answer | None,
     ) -> None:
         """Keep one answer if chance takes it and there is room. Never waits; call it in the event loop's thread."""
-        if secrets.randbits(_BITS) >= shape.log.sample * (1 << _BITS):
+        if self._chance() >= shape.log.sample:
             return
         size = sum(len(record) for record in records if record is not None)
         rows, used = self._offered_rows - self._taken_rows, self._offered_bytes - self._taken_bytes
@@ -138,6 +140,12 @@ class ServedLogs:
         self._queue.append(_Offered(shape, kept, size))
         self._offered_rows += query.rows
         self._offered_bytes += size
+
+    def _chance(self) -> float:
+        """Return a number in [0, 1), of the system's random bits: asked one by one they are most of what it costs."""
+        if not self._bits:
+            self._bits = memoryview(secrets.token_bytes(_AT_ONCE * 4)).cast("I").tolist()
+        return self._bits.pop() / (1 << 32)
 
     def _run(self) -> None:
         while not self._stop.wait(DRAIN_SECONDS):
@@ -158,12 +166,13 @@ class ServedLogs:
             by_shape.setdefault(id(offered.shape), []).append(offered)
         for group in by_shape.values():
             shape, width = group[0].shape, len(group[0].shape.outputs)
-            some: list[_Offered] = []
+            some, rows = list[_Offered](), 0
             for offered in group:
-                if some and sum(each.request.rows for each in some) * width > BATCH_VALUES:
+                if some and rows * width > BATCH_VALUES:
                     self._decode(shape, some)
-                    some = []
+                    some, rows = [], 0
                 some.append(offered)
+                rows += offered.request.rows
             self._decode(shape, some)
 
     def _decode(self, shape: ServedShape, some: Sequence[_Offered]) -> None:
