@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from featurestore import errors
 from featurestore.client.failures import error_of
+from featurestore.client.predictions import Remembered, Requests, predicted
 from featurestore.statuses import Status
 from featurestore.tables import (
     NULLS,
@@ -62,6 +63,10 @@ class OnlineRows(msgspec.Struct, frozen=True):
     """The status of each value: PRESENT, NULL_VALUE, NOT_FOUND or OUTSIDE_MAX_AGE."""
     event_timestamps: dict[str, list[datetime | None]] | None = msgspec.field(name="event_timestamp", default=None)
     """The event time of each row's values, by view; None unless they were asked for."""
+    request_id: str = ""
+    """The id of the request, for `FeatureClient.log_prediction`."""
+    is_kept: bool | None = None
+    """Whether the served log keeps the answer; None of a service, or of features, without a log."""
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return the values by feature, one for each row."""
@@ -79,6 +84,10 @@ class OnlineResponse:
         self._own = own
         self._found = found
         self.names = tuple(found.names)
+        self.request_id = found.request_id
+        """The id of the request, for `FeatureClient.log_prediction`."""
+        self.is_kept = found.is_kept
+        """Whether the served log keeps the answer; None of a service, or of features, without a log."""
 
     @property
     def statuses(self) -> dict[str, list[Status]]:
@@ -157,6 +166,7 @@ class FeatureClient:
         # Made once: reading the authorities' certificates takes longer than a request.
         self._tls = httpx.create_ssl_context() if self.url.startswith("https:") else False
         self._idle: list[httpx.Client] = []
+        self._requests = Requests()
         self._closed = False
 
     @overload
@@ -205,15 +215,61 @@ class FeatureClient:
         if entity_rows is None:
             body["entities"] = _columns(entities, "entity_rows or entities")
             body["request_data"] = _columns({} if request_data is None else request_data, "request_data")
-            return self._decoded(self._call("POST", "/v1/online-features", body), OnlineRows)
+            return self._read(body)
         if entities is not None or request_data is not None:
             raise errors.InputError("entities= or request_data= with entity_rows.", hint="Pass entity_rows alone.")
         own = body["entities"] = _columns(entity_rows, "entity_rows", errors.EntityKeyError)
-        found = self._decoded(self._call("POST", "/v1/online-features", body), OnlineRows)
+        found = self._read(body)
         if twice := {name.lower() for name in own} & {name.lower() for name in found.names}:
             hint = "Rename your column, or pass full_feature_names=True."
             raise errors.OutputNameClashError(f"Your own column {min(twice)!r} has the name of an output.", hint=hint)
         return OnlineResponse(own, found)
+
+    def _read(self, body: Mapping[str, Any]) -> OnlineRows:
+        answer, headers = self._call("POST", "/v1/online-features", body)
+        kept = headers.get("x-served-log")
+        is_kept, request_id = None if kept is None else kept == "kept", headers.get("x-request-id", "")
+        found = msgspec.structs.replace(self._decoded(answer, OnlineRows), request_id=request_id, is_kept=is_kept)
+        if body.get("feature_service") is not None:
+            self._requests.remember(request_id, Remembered(body["feature_service"], len(found.rows), is_kept))
+        return found
+
+    def log_prediction(
+        self,
+        request_id: str,
+        values: Mapping[str, Any],
+        *,
+        model: str,
+        service: str | None = None,
+        only_kept: bool = True,
+    ) -> int:
+        """Have a server keep what a model predicted from an answer; return how many rows it took.
+
+        ``request_id`` is the answer's, ``values`` holds by name a list of numbers, texts or booleans with a value for
+        each entity row of the request, or one value where it had one row; NaN counts as none. ``model`` names the model
+        and its version. ``service`` may be left out for the last 10,000 requests of this client. Where the client knows
+        that the served log does not keep the answer, nobody could join the prediction: it is not sent unless
+        ``only_kept=False``. 0 also says that the server's queue was full. Raises InputError, and NotFoundError for a
+        service without a log.
+        """
+        known = self._requests.find(request_id)
+        if known is not None and known.is_kept is False and only_kept:
+            return 0
+        if service is None and known is None:
+            raise errors.InputError(
+                f"This client does not know the request {request_id!r}.",
+                hint="Pass service=, the feature service that was asked for: the answer is older, of single features, "
+                "or was given to another client.",
+            )
+        listed = predicted(values, None if known is None else known.rows)
+        body = {
+            "request_id": request_id,
+            "service": known.service if service is None and known is not None else service,
+            "model": model,
+            "values": {name: _column(name, column) for name, column in listed.items()},
+        }
+        answer, _ = self._call("POST", "/predictions", body)
+        return self._decoded(answer, dict[str, int])["rows"]
 
     def push(
         self,
@@ -230,7 +286,8 @@ class FeatureClient:
         """
         table = read_table(rows, "rows")
         body = {"source": source, "rows": _listed(table) if table.has_names else [], "to": to}
-        return self._decoded(self._call("POST", "/push", body, timeout_s), dict[str, Any])
+        answer, _ = self._call("POST", "/push", body, timeout_s)
+        return self._decoded(answer, dict[str, Any])
 
     def ready(self) -> bool:
         """Tell whether the server can be reached and its online store answers."""
@@ -252,8 +309,10 @@ class FeatureClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> bytes:
-        """Return the body of a 200; raises for everything else."""
+    def _call(
+        self, method: str, path: str, body: Any = None, timeout_s: float | None = None
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """Return the body and the headers of a 200; raises for everything else."""
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline, parts = _Deadline(timeout_s), []
         try:
@@ -277,7 +336,7 @@ class FeatureClient:
             raise errors.ServerUnavailableError(f"{self._shown_url} cannot be reached: {error}.") from error
         if response.status_code != 200:
             raise error_of(self._shown_url, response, b"".join(parts))
-        return b"".join(parts)
+        return b"".join(parts), response.headers
 
     @contextmanager
     def _connection(self) -> Iterator[httpx.Client]:

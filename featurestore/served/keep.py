@@ -15,8 +15,11 @@ from featurestore.offline.interface import Blobs
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import resolve
 from featurestore.served.files import (
-    KIND,
+    KINDS,
+    PREDICTED,
+    SERVED,
     About,
+    Kind,
     ServedFile,
     files_of,
     joined,
@@ -26,9 +29,8 @@ from featurestore.served.files import (
     replace,
     rows_between,
     settled,
-    what,
 )
-from featurestore.served.shape import KEY, ORDER, ServedShape, key_id, secret_key, shape_of
+from featurestore.served.shape import KEY, REQUEST_ID, ROW, ServedShape, key_id, secret_key, shape_of
 from featurestore.statistics.sets import hashed
 from featurestore.types import ValueType, parse_type
 from featurestore.types.times import MICROSECOND
@@ -49,10 +51,15 @@ def secret_of(workspace: Readers) -> bytes:
     return secret_key(workspace.settings.served.secret.get_secret_value())
 
 
-def services_kept(workspace: Readers) -> list[str]:
+def services_kept(workspace: Readers, kind: Kind = SERVED) -> list[str]:
     """Return the services of which there is a log, sorted; those that are gone, too."""
-    kinds = workspace.offline.blob_kinds(workspace.project)
-    return sorted(kind.removeprefix(KIND) for kind in kinds if kind.startswith(KIND))
+    found = workspace.offline.blob_kinds(workspace.project)
+    return sorted(each.removeprefix(kind.prefix) for each in found if each.startswith(kind.prefix))
+
+
+def blobs_of(workspace: Workspace, kind: Kind, service: str) -> Blobs:
+    """Return the place of a service's files."""
+    return workspace.offline.blobs(workspace.project, kind.prefix + service)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +73,28 @@ class KeptLog:
     files: int
     first_us: int | None
     last_us: int | None
+    predictions: int = 0
+    """Files of predictions."""
 
 
 def kept_logs(workspace: Readers) -> list[KeptLog]:
     """Return the logs that are declared or still there, by service."""
     services, found = workspace.snapshot().services, list[KeptLog]()
     declared = {name for name, each in services.items() if each.log is not None}
-    for name in sorted({*services_kept(workspace), *declared}):
+    kept = {name for kind in KINDS for name in services_kept(workspace, kind)}
+    for name in sorted(kept | declared):
         log = services[name].log if name in services else None
-        files = files_of(workspace.offline.blobs(workspace.project, KIND + name))
-        if log is None and not files:
+        files, predicted = (
+            files_of(workspace.offline.blobs(workspace.project, kind.prefix + name)) for kind in (SERVED, PREDICTED)
+        )
+        if log is None and not files and not predicted:
             continue
         first_us, last_us = (
             min((f.first_us for f in files), default=None),
             max((f.last_us for f in files), default=None),
         )
         sample, keys = (0.0, "") if log is None else (log.sample, log.keys)
-        found.append(KeptLog(name, sample, keys, len(files), first_us, last_us))
+        found.append(KeptLog(name, sample, keys, len(files), first_us, last_us, len(predicted)))
     return found
 
 
@@ -90,19 +102,23 @@ def read_served(workspace: Readers, service: str, start_us: int, end_us: int) ->
     """Return what was served in [start, end), oldest first, in the columns of the service's newest revision."""
     snapshot = workspace.snapshot()
     shape = _shape(workspace, snapshot, service)
-    tables = list(rows_between(workspace, service, start_us, end_us))
+    tables = list(rows_between(SERVED, workspace, service, start_us, end_us))
     if shape is None and not tables:
-        known = services_kept(workspace)
-        if service in snapshot.services:
-            raise NotFoundError(
-                f"Feature service {service!r} keeps no log.",
-                hint="Declare FeatureService(..., log=ServedLog(sample=0.1)), and run `fs apply`.",
-                name=service,
-            )
-        hint = did_you_mean(service, [*snapshot.services, *known])
-        raise NotFoundError(f"There is no feature service {service!r}, and no log of one.", hint=hint, name=service)
+        raise no_log(snapshot, service, services_kept(workspace))
     schema = tables[-1].schema if shape is None else shape.schema
-    return joined(tables, schema).sort_by(ORDER)
+    return joined(SERVED, tables, schema).sort_by(SERVED.order)
+
+
+def no_log(snapshot: Snapshot, service: str, kept: Sequence[str] = ()) -> NotFoundError:
+    """Return the error for a service without a log, or none of that name."""
+    if service in snapshot.services:
+        return NotFoundError(
+            f"Feature service {service!r} keeps no log.",
+            hint="Declare FeatureService(..., log=ServedLog(sample=0.1)), and run `fs apply`.",
+            name=service,
+        )
+    hint = did_you_mean(service, [*snapshot.services, *kept])
+    return NotFoundError(f"There is no feature service {service!r}, and no log of one.", hint=hint, name=service)
 
 
 def _shape(workspace: Readers, snapshot: Snapshot, service: str) -> ServedShape | None:
@@ -117,13 +133,15 @@ class Forgotten:
     """What `forget` did."""
 
     rows: int
-    """Rows that are gone."""
+    """Rows of the served logs that are gone."""
     files: int
     """Files that were written again without them, or deleted."""
+    predictions: int = 0
+    """Predictions of these rows, which are gone as well."""
 
 
 def forget(workspace: Workspace, entity: Mapping[str, Any], services: Sequence[str] | None = None) -> Forgotten:
-    """Remove the rows of an entity, given by join key, from the logs of all services or of some.
+    """Remove the rows of an entity, given by join key, from the logs of all services or of some, and their predictions.
 
     A row goes where all the join keys that it holds are the entity's. Raises InputError, NotFoundError, and
     SettingsError, having changed nothing, where keys are hashed with a secret that the settings do not have.
@@ -133,25 +151,50 @@ def forget(workspace: Workspace, entity: Mapping[str, Any], services: Sequence[s
         if name not in kept:
             raise NotFoundError(f"There is no log of a service {name!r}.", hint=did_you_mean(name, kept), name=name)
     _check_keys(workspace.snapshot(), entity)
-    secret, rows, files = secret_of(workspace), 0, 0
+    secret, rows, files, predictions = secret_of(workspace), 0, 0, 0
     chosen = services or kept
     for service in chosen:  # nothing is changed before all can be
-        for _, about, _ in _read_all(workspace.offline.blobs(workspace.project, KIND + service), service):
+        for _, about, _ in _read_all(SERVED, blobs_of(workspace, SERVED, service), service):
             _check_secret(about, secret, entity)
     for service in chosen:
-        blobs = workspace.offline.blobs(workspace.project, KIND + service)
+        blobs = blobs_of(workspace, SERVED, service)
         with _alone(workspace, service):
-            for file, about, table in _read_all(blobs, service):
-                left = _without(table, about, entity, secret)
-                if left is not None and left.num_rows < table.num_rows:
-                    replace(blobs, [file.name], left, about)
-                    rows, files = rows + table.num_rows - left.num_rows, files + 1
-    return Forgotten(rows, files)
+            found = []
+            for file, about, table in _read_all(SERVED, blobs, service):
+                is_gone = _is_of(table, about, entity, secret)
+                if is_gone is not None and (gone := table.filter(is_gone)).num_rows:
+                    found.append((file, about, gone))
+            if not found:
+                continue
+            # Predictions first: if this is cut off, the served rows still say which ones are left to forget.
+            more, again = _forget_predictions(workspace, service, [gone for _, _, gone in found])
+            predictions, files = predictions + more, files + again
+            for file, about, gone in found:
+                table, _ = read(SERVED, blobs, file, service)
+                replace(SERVED, blobs, [file.name], _others(table, _is_of(table, about, entity, secret)), about)
+                rows, files = rows + gone.num_rows, files + 1
+    return Forgotten(rows, files, predictions)
 
 
-def _read_all(blobs: Blobs, service: str) -> Iterator[tuple[ServedFile, About, pa.Table]]:
-    for file in settled(blobs, service):
-        table, about = read(blobs, file, service)
+def _forget_predictions(workspace: Workspace, service: str, gone: Sequence[pa.Table]) -> tuple[int, int]:
+    """Remove the predictions of served rows; returns how many, and in how many files."""
+    import pyarrow as pa
+
+    removed, files, blobs = 0, 0, blobs_of(workspace, PREDICTED, service)
+    ids = pa.concat_tables([table.select([REQUEST_ID, ROW]) for table in gone])
+    for file, about, table in _read_all(PREDICTED, blobs, service):
+        places = pa.table({"place": pa.array(range(table.num_rows), pa.int64())})
+        numbered = table.select([REQUEST_ID, ROW]).append_column("place", places.column(0))
+        left = numbered.join(ids, [REQUEST_ID, ROW], join_type="left anti").column("place").combine_chunks()
+        if len(left) < table.num_rows:
+            replace(PREDICTED, blobs, [file.name], table.take(left), about)
+            removed, files = removed + table.num_rows - len(left), files + 1
+    return removed, files
+
+
+def _read_all(kind: Kind, blobs: Blobs, service: str) -> Iterator[tuple[ServedFile, About, pa.Table]]:
+    for file in settled(kind, blobs, service):
+        table, about = read(kind, blobs, file, service)
         yield file, about, table
 
 
@@ -167,15 +210,15 @@ def _check_secret(about: About, secret: bytes, entity: Mapping[str, Any]) -> Non
         return
     if any(key_columns(about, name) for name in entity):
         raise SettingsError(
-            f"Join keys in {what(about.service)} are hashed with another secret than the settings have. Nothing was "
-            "changed.",
+            f"Join keys in {SERVED.what(about.service)} are hashed with another secret than the settings have. "
+            "Nothing was changed.",
             hint=KEYS_HINT.replace("a long random text", "the one that the servers had then"),
             key="served.secret",
         )
 
 
-def _without(table: pa.Table, about: About, entity: Mapping[str, Any], secret: bytes) -> pa.Table | None:
-    """Return a file's rows without those of an entity; None where it holds none of the entity's join keys."""
+def _is_of(table: pa.Table, about: About, entity: Mapping[str, Any], secret: bytes) -> pa.ChunkedArray | None:
+    """Tell for each row of a file whether it is of an entity; None where it holds none of the entity's join keys."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -193,7 +236,13 @@ def _without(table: pa.Table, about: About, entity: Mapping[str, Any], secret: b
             same = pc.fill_null(pc.equal(table.column(column), pa.scalar(value, table.column(column).type)), False)
             is_any = same if is_any is None else pc.or_(is_any, same)
         is_gone = is_any if is_gone is None else pc.and_(is_gone, is_any)
-    return None if is_gone is None else table.filter(pc.invert(is_gone))
+    return is_gone
+
+
+def _others(table: pa.Table, is_gone: pa.ChunkedArray) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return table.filter(pc.invert(is_gone))
 
 
 def _kind(about: About, column: str) -> ValueType:
@@ -223,29 +272,30 @@ def retain(workspace: Workspace, *, dry_run: bool = False) -> int:
     """
     removed, now_us = 0, workspace.clock()
     services = workspace.snapshot().services
-    for service in services_kept(workspace):
-        blobs = workspace.offline.blobs(workspace.project, KIND + service)
-        log = services[service].log if service in services else None
-        kept_us = None if log is None else log.retention // MICROSECOND
-        old = []
-        for file in files_of(blobs):
-            # The footer is read only where nothing else says how long the file stays.
-            of_file = read(blobs, file, service)[1].retention_us if kept_us is None else kept_us
-            if file.last_us < now_us - of_file:
-                old.append(file.name)
-        removed += len(old)
-        if dry_run:
-            continue
-        with _alone(workspace, service):
-            for name in old:
-                blobs.delete(name, what(service))
-            merge_old(blobs, service, now_us - MERGED_AFTER_US)
+    for kind in KINDS:
+        for service in services_kept(workspace, kind):
+            log = services[service].log if service in services else None
+            kept_us = None if log is None else log.retention // MICROSECOND
+            blobs, old = blobs_of(workspace, kind, service), []
+            for file in files_of(blobs):
+                # The footer is read only where nothing else says how long the file stays.
+                of_file = read(kind, blobs, file, service)[1].retention_us if kept_us is None else kept_us
+                if file.last_us < now_us - of_file:
+                    old.append(file.name)
+            removed += len(old)
+            if dry_run:
+                continue
+            with _alone(workspace, service):
+                for name in old:
+                    blobs.delete(name, kind.what(service))
+                merge_old(kind, blobs, service, now_us - MERGED_AFTER_US)
     return removed
 
 
 def drop_all(workspace: Workspace) -> None:
     """Remove the logs of all services."""
-    for service in services_kept(workspace):
-        blobs = workspace.offline.blobs(workspace.project, KIND + service)
-        for blob in blobs.list():
-            blobs.delete(blob.name, what(service))
+    for kind in KINDS:
+        for service in services_kept(workspace, kind):
+            blobs = blobs_of(workspace, kind, service)
+            for blob in blobs.list():
+                blobs.delete(blob.name, kind.what(service))

@@ -24,8 +24,8 @@ REQUEST_ID, ROW, AT, REVISION, CODE = "request_id", "row", "served_at", "revisio
 SAMPLE, INSTANCE, KEY_ID = "sample", "instance", "key_id"
 """Columns of every log. A row is one entity row of a request; ``row`` is its place in it; ``key_id`` tells with which
 secret join keys are hashed, and is empty where they are plain."""
-ORDER = [(AT, "ascending"), (REQUEST_ID, "ascending"), (ROW, "ascending")]
-"""In which rows are read."""
+PREDICTED_AT, MODEL, PREDICTION = "predicted_at", "model", "prediction."
+"""Columns of logs of predictions: when a server took it, of which model (version), and what their names begin with."""
 REGISTRY_AHEAD, STORE_AHEAD = "registry_ahead_us", "online_store_ahead_us"
 """How far clocks were ahead of the server's, as far as it knew."""
 KEY, REQUEST, VALUE, STATUS, VIEW = "key.", "request.", "value.", "status.", "view."

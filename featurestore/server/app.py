@@ -40,6 +40,7 @@ from featurestore.server.http.gate import (
     check_reopening,
     is_loopback,
 )
+from featurestore.server.predictions import PREDICTIONS_PATH, PredictionEndpoint
 from featurestore.server.push import PUSH_PATH, PushEndpoint
 from featurestore.server.read.breaker import Breaker
 from featurestore.server.read.endpoints import FeastEndpoint, OnlineEndpoint, OnlineReads
@@ -80,7 +81,8 @@ def create_app(
     _refuse_eviction(workspace, snapshots.current.snapshot)
     reads = OnlineReads(snapshots, workspace.clock, metrics, served)
     pushes = PushEndpoint(workspace, snapshots, metrics, int(workspace.settings.server.max_body))
-    hot = _hot(reads, pushes, int(workspace.settings.server.max_body))
+    predictions = PredictionEndpoint(snapshots, workspace.clock, served, int(workspace.settings.server.max_body))
+    hot = _hot(reads, pushes, predictions, int(workspace.settings.server.max_body))
 
     def outside(inner: ASGIApp) -> ASGIApp:
         routes = ShortCut(inner, endpoints=hot)
@@ -111,12 +113,13 @@ def create_app(
     return FeatureServer(api, outside=outside, notice=notice)
 
 
-def _hot(reads: OnlineReads, pushes: PushEndpoint, limit: int) -> dict[str, ASGIApp]:
+def _hot(reads: OnlineReads, pushes: PushEndpoint, predictions: PredictionEndpoint, limit: int) -> dict[str, ASGIApp]:
     """Return the endpoints that no framework touches, by path."""
     return {
         "/v1/online-features": OnlineEndpoint(reads, limit),
         "/get-online-features": FeastEndpoint(reads, limit),
         PUSH_PATH: pushes,
+        PREDICTIONS_PATH: predictions,
     }
 
 

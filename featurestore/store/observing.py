@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from featurestore.materialization import RunResult
     from featurestore.quality.parity import Parity
+    from featurestore.served.joining import PredictedRows
     from featurestore.served.keep import Forgotten
 
 Instant = datetime | date | str
@@ -55,6 +56,33 @@ class Observing:
         name = service if isinstance(service, str) else service.name
         return read_served(self.workspace, name, *self._span(start, end))
 
+    def read_predictions(
+        self, service: str | FeatureService, start: Instant | None = None, end: Instant | None = None
+    ) -> pa.Table:
+        """Return the predictions that were logged for a service in [start, end), as an Arrow table, oldest first.
+
+        ``request_id`` and ``row`` are those of `read_served`, ``predicted_at`` is the instant of the server that took
+        them; ``model``, and ``prediction.*`` by name. A prediction that was logged twice is there twice. Raises as
+        `read_served`.
+        """
+        from featurestore.served.joining import read_predictions
+
+        name = service if isinstance(service, str) else service.name
+        return read_predictions(self.workspace, name, *self._span(start, end))
+
+    def join_predictions(
+        self, service: str | FeatureService, start: Instant | None = None, end: Instant | None = None
+    ) -> PredictedRows:
+        """Return predictions beside what was served for them in [start, end): by request, row and model the last one.
+
+        The columns are those of `read_served`, then those of predictions. Those that stand beside nothing are counted.
+        Raises as `read_served`.
+        """
+        from featurestore.served.joining import join_predictions
+
+        name = service if isinstance(service, str) else service.name
+        return join_predictions(self.workspace, name, *self._span(start, end))
+
     def parity(self, service: str | FeatureService, start: Instant | None = None, end: Instant | None = None) -> Parity:
         """Compare what was served for a service in [start, end) with what should have been, and explain differences.
 
@@ -68,7 +96,7 @@ class Observing:
         return parity(self.workspace, name, *self._span(start, end))
 
     def forget_served(self, entity: Mapping[str, Any], services: str | Sequence[str] | None = None) -> Forgotten:
-        """Remove the rows of an entity from the served logs of all services, or of some.
+        """Remove the rows of an entity from the served logs of all services, or of some, and their predictions.
 
         ``entity`` gives its join keys. Servers that run hold up to a minute of rows that are in no file yet: call it
         again after that. Raises InputError, NotFoundError, and SettingsError, having changed nothing, where keys are

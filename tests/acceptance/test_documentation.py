@@ -119,17 +119,19 @@ def test_the_servers_examples_are_what_it_answers(prepared_repo: Path, tmp_path:
     """What the page of the HTTP API shows, which `/openapi.json` has, too."""
     shutil.copytree(prepared_repo, tmp_path / "tour")
     shell = Shell(tmp_path, now=PREPARED_AT)
-    declares, applies = commands(blocks((DOCS / "how-to" / "push.md").read_text(encoding="utf-8"))[0])
-    for command in ("cd tour", declares[0], applies[0], "fs serve"):
-        shell.run(command)
-    page = (DOCS / "reference" / "http.md").read_text(encoding="utf-8").partition("## Errors")[0]
-    shown = blocks(page)
+    shell.run("cd tour")
+    for page in ("push", "predictions-and-labels"):  # a source to push to, and a service that keeps a log
+        for command in commands(blocks((DOCS / "how-to" / f"{page}.md").read_text(encoding="utf-8"))[0]):
+            shell.run(command[0])
+    shell.run("fs serve")
+    text = (DOCS / "reference" / "http.md").read_text(encoding="utf-8").partition("## Errors")[0]
+    shown = blocks(text)
     sent = {place: shell.run(block.text.strip()) for place, block in enumerate(shown) if block.language == "sh"}
     unknown = shown[0].text.replace('"feature_service": "trip_model_v1"', '"features": ["driver_stat:trips"]')
     told = json.loads(shell.run(unknown.strip()))["error"]
     shell.close()
     assert {**told, "details": {}} == {**ERROR["error"], "details": {}}
-    assert len(sent) == 6
+    assert len(sent) == 7
     assert "# TYPE featurestore_requests_total counter" in sent.popitem()[1]
     for place, answer in sent.items():
         given, expected = json.loads(answer), json.loads(shown[place + 1].text)

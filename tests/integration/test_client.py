@@ -507,7 +507,10 @@ def test_importing_it_loads_nothing_else() -> None:
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
     ours = [
         "featurestore",
-        *(f"featurestore.{name}" for name in ("client", "client.failures", "errors", "statuses", "tables")),
+        *(
+            f"featurestore.{name}"
+            for name in ("client", "client.failures", "client.predictions", "errors", "statuses", "tables")
+        ),
     ]
     assert eval(done.stdout) == [*ours, "featurestore_registry", "featurestore_registry.errors"]
 

@@ -32,8 +32,11 @@ def list_all(store: FeatureStore, output: Output) -> None:
     if not found:
         output.say("Nothing that was served is kept: declare FeatureService(..., log=ServedLog(sample=0.1)).")
         return
-    rows = [(each.service, f"{each.sample:g}", each.keys, f"{each.files:,}", *_span(each)) for each in found]
-    output.table(("service", "sample", "keys", "files", "from", "until"), rows)
+    rows = [
+        (each.service, f"{each.sample:g}", each.keys, f"{each.files:,}", *_span(each), f"{each.predictions:,}")
+        for each in found
+    ]
+    output.table(("service", "sample", "keys", "files", "from", "until", "of predictions"), rows)
 
 
 def _document(log: KeptLog) -> dict[str, Any]:
@@ -45,6 +48,7 @@ def _document(log: KeptLog) -> dict[str, Any]:
         "files": log.files,
         "from": first or None,
         "until": last or None,
+        "prediction_files": log.predictions,
     }
 
 
@@ -58,10 +62,17 @@ def _span(log: KeptLog) -> tuple[str, str]:
 @click.argument("service")
 @click.option("--since", callback=instant, metavar="INSTANT", help="The first instant, such as -7d; default: all.")
 @click.option("--until", callback=instant, metavar="INSTANT", help="Rows before it; default: now.")
+@click.option("--predictions", is_flag=True, help="What models made of it: predictions, each beside its served row.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Parquet file to write.")
 @repo_command
 def export(
-    store: FeatureStore, output: Output, service: str, since: Moment | None, until: Moment | None, out: Path
+    store: FeatureStore,
+    output: Output,
+    service: str,
+    since: Moment | None,
+    until: Moment | None,
+    predictions: bool,
+    out: Path,
 ) -> None:
     """Write what was served for a service into one Parquet file."""
     import pyarrow.parquet as pq
@@ -69,10 +80,13 @@ def export(
     check_output(store.workspace, out)
     clock = store.workspace.clock
     bounds = [None if given is None else to_datetime(given(clock)) for given in (since, until)]
-    rows = store.read_served(service, *bounds)
+    found = store.join_predictions(service, *bounds) if predictions else None
+    rows = store.read_served(service, *bounds) if found is None else found.rows
     pq.write_table(rows, out, compression="zstd")
-    output.emit({"out": str(out), "rows": rows.num_rows})
+    output.emit({"out": str(out), "rows": rows.num_rows, **({} if found is None else found.counts())})
     output.say(f"{rows.num_rows:,} rows written to {out}.")
+    for note in () if found is None else found.notes():
+        output.say(note)
 
 
 @command.command("forget")
@@ -80,15 +94,16 @@ def export(
 @click.option("--service", "services", multiple=True, help="Only of these services; repeatable.")
 @repo_command
 def forget(store: FeatureStore, output: Output, entities: tuple[str, ...], services: tuple[str, ...]) -> None:
-    """Remove the rows of entities from what was served.
+    """Remove the rows of entities from what was served, and what models predicted for them.
 
     --entity carrier=UA --entity carrier=AA forgets two; different keys make one entity together.
     """
     given = entity_rows(entities, declared_types(store))
-    rows = files = 0
+    rows = files = predictions = 0
     for row in range(len(next(iter(given.values())))):
         done = store.forget_served({name: values[row] for name, values in given.items()}, list(services) or None)
-        rows, files = rows + done.rows, files + done.files
-    output.emit({"rows": rows, "files": files})
-    output.say(f"{rows:,} rows are forgotten, in {files:,} files.")
+        rows, files, predictions = rows + done.rows, files + done.files, predictions + done.predictions
+    output.emit({"rows": rows, "files": files, "predictions": predictions})
+    beside = f" and {predictions:,} of predictions" if predictions else ""
+    output.say(f"{rows:,} rows{beside} are forgotten, in {files:,} files.")
     output.say("Servers that run hold rows of up to a minute that are in no file yet: run it again after that.")

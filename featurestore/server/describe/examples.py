@@ -77,8 +77,17 @@ EXAMPLES: dict[str, Example] = {
             "note": None,
         },
     ),
+    "/predictions": Example(
+        {
+            "request_id": "eebe4fb1460107a5-2",
+            "service": "trip_model_v1",
+            "model": "tips-7",
+            "values": {"tipped": [0.83, 0.41]},
+        },
+        {"rows": 2, "dropped": 0},
+    ),
     "/health": Example(None, {"status": "ok"}),
-    "/ready": Example(None, {"status": "ready", "revision": 2, "registry_age_seconds": 3.2}),
+    "/ready": Example(None, {"status": "ready", "revision": 3, "registry_age_seconds": 3.2}),
     "/metrics": Example(None, None),
 }
 

@@ -14,6 +14,7 @@ from featurestore.ingest.events import EventCounts
 from featurestore.ingest.push import PushResult
 from featurestore.server.describe.examples import ERROR, EXAMPLES, curl
 from featurestore.server.http.bodies import MOST_ROWS
+from featurestore.server.predictions import PredictionAnswer, PredictionRequest
 from featurestore.server.push import PushRequest
 from featurestore.server.read.endpoints import FeastAnswer, FeastRequest, Instant, OnlineRequest
 from featurestore.server.read.templates import MOST_FEATURES
@@ -47,7 +48,17 @@ class OnlineAnswer(msgspec.Struct, forbid_unknown_fields=True):
     ) = msgspec.UNSET
 
 
-_DESCRIBED = OnlineRequest, OnlineAnswer, FeastRequest, FeastAnswer, PushRequest, PushResult, EventCounts
+_DESCRIBED = (
+    OnlineRequest,
+    OnlineAnswer,
+    FeastRequest,
+    FeastAnswer,
+    PushRequest,
+    PushResult,
+    EventCounts,
+    PredictionRequest,
+    PredictionAnswer,
+)
 
 
 def _schemas() -> dict[str, Json]:
@@ -124,14 +135,23 @@ ERROR_RESPONSES = {status: _response(text, "Error") for status, text in ERRORS.i
 _READ = "The newest values, each with a true status."
 
 
+_SERVED_LOG: Json = {
+    "description": "Of a service that keeps a log: whether it keeps this answer, so that predictions can be joined.",
+    "schema": {"type": "string", "enum": ["kept", "left-out"]},
+}
+
+
 def _operation(operation_id: str, summary: str, request: str, answer: str, description: str = _READ) -> Json:
+    done = _response(description, answer)
+    if description == _READ:
+        done["headers"]["X-Served-Log"] = _SERVED_LOG
     return {
         "post": {
             "tags": ["features"],
             "operationId": operation_id,
             "summary": summary,
             "requestBody": {"required": True, "content": _json(request)},
-            "responses": {"200": _response(description, answer), **ERROR_RESPONSES},
+            "responses": {"200": done, **ERROR_RESPONSES},
         }
     }
 
@@ -145,6 +165,13 @@ PATHS: dict[str, Json] = {
     ),
     "/push": _operation(
         "push", "Push rows of a push source (role operator)", "PushRequest", "PushAnswer", "The outcome for the rows."
+    ),
+    "/predictions": _operation(
+        "log_prediction",
+        "Keep what a model predicted from an answer",
+        "PredictionRequest",
+        "PredictionAnswer",
+        "How many rows were taken.",
     ),
 }
 

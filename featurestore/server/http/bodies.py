@@ -23,6 +23,9 @@ WholeAnswer = Callable[[Scope, bytes, bytes], bool]
 PAUSE = "pause_seconds"
 """Key in a scope's state: how long the request may wait on purpose without being logged as slow."""
 
+KEPT = "is_kept"
+"""Key in a scope's state: whether the served log keeps the answer; absent where it never would."""
+
 REFUSED = "refused_status"
 """Key in a scope's state: the status with which the protocol ended a request whose body had not arrived."""
 

@@ -10,7 +10,7 @@ from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from featurestore.server.http.bodies import PAUSE, REFUSED, WHOLE_ANSWER, ClientDisconnectedError, WholeAnswer
+from featurestore.server.http.bodies import KEPT, PAUSE, REFUSED, WHOLE_ANSWER, ClientDisconnectedError, WholeAnswer
 from featurestore.server.http.errors import JsonAnswer, error_answer, json_answer
 from featurestore.server.watch.logs import SLOW_SECONDS, log_request, logger
 from featurestore.server.watch.metrics import Metrics
@@ -19,6 +19,9 @@ _USABLE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 """Request ids that are safe in a header and in a log line."""
 
 _JSON_LINES = b"content-type: application/json\r\nx-request-id: %b\r\n"
+SERVED_LOG = b"x-served-log"
+"""The header by which a client learns whether predictions can be joined to this answer."""
+_KEPT_VALUES = {True: b"kept", False: b"left-out"}
 
 # A process-wide random part and a count: unique like a random id each, without a system call each.
 _PROCESS = secrets.token_hex(8)
@@ -53,8 +56,12 @@ class Envelope:
             nonlocal status
             if message["type"] == WHOLE_ANSWER:
                 status, body = 200, message["body"]
-                if whole is None or not whole(scope, _JSON_LINES % header[1], body):
-                    await respond(send, json_answer(200, body, [header]))
+                lines, more = _JSON_LINES % header[1], [header]
+                if (is_kept := scope["state"].get(KEPT)) is not None:
+                    more.append((SERVED_LOG, _KEPT_VALUES[is_kept]))
+                    lines += b"%b: %b\r\n" % more[-1]
+                if whole is None or not whole(scope, lines, body):
+                    await respond(send, json_answer(200, body, more))
                 return
             if message["type"] == "http.response.start":
                 status = message["status"]

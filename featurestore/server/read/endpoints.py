@@ -22,7 +22,7 @@ from featurestore.errors import InputError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.online.records.codec import MOST_VALUES_AT_ONCE, pieces
 from featurestore.online.records.windowed import is_windowed, readable_entries
-from featurestore.server.http.bodies import MOST_ROWS, Columns, JsonEndpoint, Name
+from featurestore.server.http.bodies import KEPT, MOST_ROWS, Columns, JsonEndpoint, Name
 from featurestore.server.http.errors import RequestError, check_count
 from featurestore.server.read.served import ServedLogs
 from featurestore.server.read.snapshots import SnapshotKeeper
@@ -169,15 +169,15 @@ class OnlineReads:
         columns: Mapping[str, Sequence[Any]],
         started: float,
         encode: Encode,
-        request_id: str,
+        state: dict[str, Any],
         *,
         may_be_short: bool = False,
     ) -> bytes:
         """Return a request's answer, made by one revision of the definitions, and keep it where the log takes it.
 
-        ``started`` is the instant on `perf_counter` at which reading the request began. With ``may_be_short`` the
-        request wants rows with statuses, for which there is a short way when no value is missing. Raises as its parts
-        do.
+        The scope's ``state`` is told whether it does. ``started`` is the instant on `perf_counter` at which reading the
+        request began. With ``may_be_short`` the request wants rows with statuses, for which there is a short way when
+        no value is missing. Raises as its parts do.
         """
         rows = max(map(len, columns.values()), default=0)
         check_count(rows, MOST_ROWS, "too_many_entities", "entity rows", "Ask in several requests.")
@@ -206,8 +206,8 @@ class OnlineReads:
             self._metrics.answered(template, made.answer)
             transform_s = made.answer.transform_seconds
         if template.served is not None:
-            found = made.answer if compiled.has_functions else None
-            self._served.offer(template.served, request_id, columns, query, records, now_us, found)
+            found, offer = made.answer if compiled.has_functions else None, self._served.offer
+            state[KEPT] = offer(template.served, state["request_id"], columns, query, records, now_us, found)
         if self._metrics.is_sample():
             spent = parsed - started, fetched - parsed, made.decoded - fetched - transform_s, transform_s
             ages, waiting = _ages(template, query, records, now_us), _newest_events(template, query, records)
@@ -285,8 +285,7 @@ class OnlineEndpoint(JsonEndpoint[OnlineRequest]):
 
         encode = partial(online_body, include=request.include)
         has_status = request.include == ("status",)
-        request_id = scope["state"]["request_id"]
-        return await self._reads.answer(asked, columns, started, encode, request_id, may_be_short=has_status)
+        return await self._reads.answer(asked, columns, started, encode, scope["state"], may_be_short=has_status)
 
 
 class FeastEndpoint(JsonEndpoint[FeastRequest]):
@@ -301,8 +300,8 @@ class FeastEndpoint(JsonEndpoint[FeastRequest]):
         features = b"null" if request.feature_service is not None else bytes(request.features)
         asked = Asked(features, request.feature_service, request.full_feature_names)
 
-        encode, request_id = partial(feast_body, request=request), scope["state"]["request_id"]
-        return await self._reads.answer(asked, request.entities, started, encode, request_id)
+        encode = partial(feast_body, request=request)
+        return await self._reads.answer(asked, request.entities, started, encode, scope["state"])
 
 
 Records = Sequence[bytes | None]

@@ -1,8 +1,8 @@
 """The served log: a share of the answers goes through a bounded queue to files, off the way of the answers.
 
 The event loop only puts what it has read anyway into the queue; a thread decodes it again, many requests at once, and
-writes files of about a minute each. When the queue is full, requests are left out and counted; nothing waits. A process
-that is killed loses what it has not written, at most that minute.
+writes files of about a minute each, and so it does with predictions. When the queue is full, requests are left out and
+counted; nothing waits. A process that is killed loses what it has not written, at most that minute.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from featurestore.errors import FeatureStoreError, SettingsError
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest
 from featurestore.served import files
-from featurestore.served.keep import KEYS_HINT, secret_of
+from featurestore.served.keep import KEYS_HINT, blobs_of, secret_of
+from featurestore.served.predictions import Prediction
 from featurestore.served.rows import Clocks, ServedRequest, ServedRows
 from featurestore.served.shape import ServedShape, shape_of
+from featurestore.server.read.predicted import FILE_BYTES, FILE_ROWS, FILE_SECONDS, PredictionLogs, Warnings
 from featurestore.server.watch.metrics import Metrics
 from featurestore.serving.compiled import Answer, Query
 from featurestore.workspace import Workspace
@@ -36,11 +38,8 @@ MOST_ROWS, MOST_BYTES = 100_000, 64 << 20
 """How many rows, and bytes of records, may wait in the queue."""
 DRAIN_SECONDS = 1.0
 """How often the queue is emptied."""
-FILE_SECONDS, FILE_ROWS, FILE_BYTES = 60.0, 200_000, 64 << 20
-"""A file is written when its first row is so old, or so much is held for it."""
 BATCH_VALUES = 100_000
 """So many values are decoded together: with fewer the work for each column costs more than that for each value."""
-WARN_SECONDS = 60.0
 _AT_ONCE = 1_024
 """So many random numbers are taken from the system together."""
 
@@ -72,18 +71,20 @@ class ServedLogs:
         self._workspace, self._metrics = workspace, metrics
         self.clocks: Callable[[], Clocks] = Clocks
         """Says how far other clocks are ahead."""
-        self._secret = secret_of(workspace)
         self._instance = secrets.token_hex(8)
+        self.predictions = PredictionLogs(workspace, metrics, self._instance)
+        """Keeps what models made of the answers; it shares queue, thread and bounds."""
+        self._secret = secret_of(workspace)
         self._queue: deque[_Offered] = deque()
         self._bits: list[int] = []
         self._offered_rows = self._offered_bytes = 0
-        """What the event loop put into the queue, since the start; the thread has its own count of what it took."""
+        """What the event loop put into the queues, since the start; the thread has its own count of what it took."""
         self._taken_rows = self._taken_bytes = 0
         self._held: dict[int, tuple[ServedShape, _Held]] = {}
+        self._warn = Warnings().tell
         self._files = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._warn_at_s: dict[str, float] = {}
 
     def check(self, snapshot: Snapshot) -> None:
         """Raise SettingsError where a service wants hashed join keys and the settings have no secret."""
@@ -124,15 +125,17 @@ class ServedLogs:
         records: Sequence[bytes | None],
         now_us: int,
         answer: Answer | None,
-    ) -> None:
-        """Keep one answer if chance takes it and there is room. Never waits; call it in the event loop's thread."""
+    ) -> bool:
+        """Keep one answer if chance takes it and there is room, and tell whether it is kept.
+
+        Never waits; call it in the event loop's thread.
+        """
         if self._chance() >= shape.log.sample:
-            return
+            return False
         size = sum(len(record) for record in records if record is not None)
-        rows, used = self._offered_rows - self._taken_rows, self._offered_bytes - self._taken_bytes
-        if self._thread is None or rows + query.rows > MOST_ROWS or used + size > MOST_BYTES:
+        if not self._has_room(query.rows, size):
             self._metrics.served_dropped.labels(shape.service, "full").inc(query.rows)
-            return
+            return False
         given = {name: columns[name] for name in shape.keys}
         data = {name: query.request_data[name] for name in shape.request_fields}
         computed = () if answer is None else answer.computed
@@ -140,6 +143,24 @@ class ServedLogs:
         self._queue.append(_Offered(shape, kept, size))
         self._offered_rows += query.rows
         self._offered_bytes += size
+        return True
+
+    def offer_prediction(self, prediction: Prediction, size: int) -> bool:
+        """Keep a prediction if there is room, and tell whether there was. As `offer`, but for chance."""
+        if not self._has_room(prediction.rows, size):
+            self._metrics.predicted_dropped.labels(prediction.kept_for.service, "full").inc(prediction.rows)
+            return False
+        self.predictions.queue.append((prediction, size))
+        self._offered_rows += prediction.rows
+        self._offered_bytes += size
+        return True
+
+    def _has_room(self, rows: int, size: int) -> bool:
+        if self._thread is None:
+            return False
+        waiting = self._offered_rows - self._taken_rows - self.predictions.taken_rows
+        used = self._offered_bytes - self._taken_bytes - self.predictions.taken_bytes
+        return waiting + rows <= MOST_ROWS and used + size <= MOST_BYTES
 
     def _chance(self) -> float:
         """Return a number in [0, 1), of the system's random bits: asked one by one they are most of what it costs."""
@@ -153,11 +174,15 @@ class ServedLogs:
         self._turn(is_last=True)
 
     def _turn(self, *, is_last: bool) -> None:
-        try:
-            self._drain()
-            self._write(is_last=is_last)
-        except Exception:  # the thread must live: the next turn may do better
-            logger.exception("the served log failed")
+        for work in (self._keep_answers, self.predictions.turn):
+            try:
+                work(is_last=is_last)
+            except Exception:  # the thread must live: the next turn may do better
+                logger.exception("the served log failed")
+
+    def _keep_answers(self, *, is_last: bool) -> None:
+        self._drain()
+        self._write(is_last=is_last)
 
     def _drain(self) -> None:
         by_shape: dict[int, list[_Offered]] = {}
@@ -208,8 +233,10 @@ class ServedLogs:
             held.batches, held.since_s = [], now_s
             self._files += 1
             try:
-                blobs = self._workspace.offline.blobs(self._workspace.project, files.KIND + shape.service)
-                files.write(blobs, table, files.about_of(shape), instance=self._instance, number=self._files)
+                blobs = blobs_of(self._workspace, files.SERVED, shape.service)
+                files.write(
+                    files.SERVED, blobs, table, files.about_of(shape), instance=self._instance, number=self._files
+                )
             except FeatureStoreError as error:
                 self._dropped(shape, table.num_rows, "failed", error)
             else:
@@ -218,9 +245,3 @@ class ServedLogs:
     def _dropped(self, shape: ServedShape, rows: int, reason: str, error: Exception) -> None:
         self._metrics.served_dropped.labels(shape.service, reason).inc(rows)
         self._warn(shape.service, f"{rows:,} rows of the log of {shape.service} are lost: {error}")
-
-    def _warn(self, about: str, told: str) -> None:
-        now_s = monotonic()
-        if now_s >= self._warn_at_s.get(about, 0.0):
-            self._warn_at_s[about] = now_s + WARN_SECONDS
-            logger.warning("%s", told)

@@ -99,6 +99,14 @@ class Metrics:
             "Entity rows of answers that the served log should have and lacks: its queue was full, or writing failed.",
             ["service", "reason"],
         )
+        self.predicted_rows = counter(
+            "featurestore_predicted_rows", "Rows of predictions that were written to their log.", ["service"]
+        )
+        self.predicted_dropped = counter(
+            "featurestore_predicted_dropped",
+            "Rows of predictions that were sent and are not in their log: its queue was full, or writing failed.",
+            ["service", "reason"],
+        )
 
     def _add_progress(self, gauge: Callable[..., Gauge]) -> None:
         """Add what is measured when someone asks, not counted as it happens."""
