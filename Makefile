@@ -30,6 +30,7 @@ demo: .venv/.installed-demo
 test: .venv/.installed-test
 	@$(MAKE) --no-print-directory --jobs 2 lint collect
 	@sh tools/redis.sh
+	@sh tools/wrk.sh
 	@sh tools/postgres.sh $(BIN)/python
 	@sh tools/chromium.sh $(BIN)/python
 	@rm -f .coverage .coverage.*

@@ -42,6 +42,7 @@ RUNS = [
     ["apply", "--yes", "--message", NAMES],
     ["plan"],
     ["materialize"],
+    ["accept", NAMES, "--reason", NAMES],
     ["list"],
     ["list", "features"],
     ["lineage", "stats", "--columns"],
@@ -78,6 +79,8 @@ RUNS = [
     *([name] for name in NEED_A_SERVER),
     ["policy", "show"],
     ["serve", "--host", NAMES],
+    ["served", "list"],
+    ["parity", NAMES],
     ["teardown"],
     ["init", f"{NAMES}/new"],
     ["help", "list"],
@@ -146,7 +149,9 @@ def test_json_is_the_same_on_every_console(repo: Path, run: Run, encoding: str) 
 def expected_code(arguments: list[str]) -> int:
     if arguments == [NAMES] or f"{NAMES}=1" in arguments or arguments[0] == "catalog":
         return 2
-    is_unknown = arguments[0] in ("show", "lineage", "peek", "push", "promote") and arguments[1] == NAMES
+    is_unknown = (
+        arguments[0] in ("accept", "show", "lineage", "parity", "peek", "push", "promote") and arguments[1] == NAMES
+    )
     needs_more = arguments[0] in ("serve", "teardown", "policy", *NEED_A_SERVER)
     return 1 if is_unknown or needs_more or f"{NAMES}/x.parquet" in arguments else 0
 

@@ -107,16 +107,30 @@ def test_root_on_debian_gets_the_package_installed(machine: Callable[..., Path],
     assert (tmp_path / "venv" / "bin" / "python").exists()
 
 
-@pytest.mark.parametrize("name", ["redis_server", "valkey_server"])
-def test_a_redis_on_the_path_is_taken_as_it_is(machine: Callable[..., Path], name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "script"), [("redis_server", "redis.sh"), ("valkey_server", "redis.sh"), ("wrk", "wrk.sh")]
+)
+def test_a_program_on_the_path_is_taken_as_it_is(machine: Callable[..., Path], name: str, script: str) -> None:
     path = machine(user=0, **{name: WORKING_PYTHON, "apt_get": "#!/bin/sh\necho called\n"})
-    done = run("redis.sh", path=path)
+    done = run(script, path=path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_without_root_the_wheel_brings_the_server(machine: Callable[..., Path]) -> None:
     done = run("redis.sh", path=machine(apt_get="#!/bin/sh\necho called\n"))
     assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("user", "apt", "told"), [(0, 0, "Installing wrk"), (0, 1, "could not"), (1000, 0, "could not")]
+)
+def test_wrk_is_installed_where_that_can_be(
+    machine: Callable[..., Path], tmp_path: Path, user: int, apt: int, told: str
+) -> None:
+    install = f'#!/bin/sh\ncase "$1" in install) exit {apt} ;; esac\n'
+    done = run("wrk.sh", path=machine(user=user, apt_get=install), POLICY=str(tmp_path / "policy-rc.d"))
+    assert done.returncode == 0
+    assert told in done.stdout
 
 
 @pytest.mark.parametrize("name", ["PATH", "Debian", "wheel"])
