@@ -13,7 +13,7 @@ from featurestore.errors import DefinitionError, ValueTypeError
 from featurestore.types import ValueType
 from featurestore.types.values import coerce
 
-OnFailure = Literal["warn", "block"]
+OnFailure = Literal["warn", "block", "quarantine"]
 _ORDERED = ("Int32", "Int64", "Float32", "Float64", "Timestamp", "Date")
 
 
@@ -43,6 +43,11 @@ class Rule(BaseModel):
 
 class FieldRule(Rule):
     """A rule of the values of one field."""
+
+    @property
+    def is_of_rows(self) -> bool:
+        """Tell whether a row alone meets it or fails it; other rules are about all rows of a run."""
+        return True
 
     def fitted(self, kind: ValueType) -> FieldRule:
         """Return the rule with values of a field's type; raises ValueError where it makes no sense for the type."""
@@ -90,6 +95,11 @@ class NotNull(FieldRule):
 
     def __init__(self, max_share: float = 0.0) -> None:
         self._fill(max_share=_share("max_share", max_share))
+
+    @property
+    def is_of_rows(self) -> bool:
+        """Tell whether no row may be null: a share is of all rows."""
+        return self.max_share == 0
 
     def __repr__(self) -> str:
         return f"NotNull(max_share={self.max_share:g})" if self.max_share else "NotNull()"
@@ -155,6 +165,11 @@ class Unique(FieldRule):
 
     def __init__(self, within: Literal["batch"] = "batch") -> None:
         self._fill(within=within)
+
+    @property
+    def is_of_rows(self) -> bool:
+        """Tell that it is about all rows."""
+        return False
 
     def __repr__(self) -> str:
         return "Unique()"

@@ -48,7 +48,8 @@ class FeatureView(Definition):
     show even where there are more than 100 different ones.
 
     ``expect``, here and in fields, says what the rows of a run should be like; ``on_failure`` what happens where they
-    are not: ``"warn"`` commits them and says so, with ``"block"`` nothing is committed.
+    are not: ``"warn"`` commits them and says so, with ``"block"`` nothing is committed, with ``"quarantine"`` rows that
+    fail a rule of single rows are set aside and the others committed.
     """
 
     kind: ClassVar[str] = "feature_view"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import FeatureView
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RowRule = FieldRule | Share
+ROW_ID, FAILED = "fs_row_id", "fs_failed"
+"""Columns of rows that are set aside: which row it is, and a text for each rule that it fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,23 @@ class CheckedRows:
     greatest_event_us: int | None
     failures: tuple[Failures, ...]
     """One for each rule, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRows:
+    """Files of a table without the rows that are not for it."""
+
+    paths: tuple[Path, ...]
+    """The files of the rows that stay, in the table's order: those that were given where none goes, none where all go.
+    """
+    rows: int
+    """How many stay."""
+    known: int
+    """Rows that went because they are known."""
+    failed: int
+    """Rows that went because they fail a rule."""
+    failing: Path | None
+    """A Parquet file of the latter: `ROW_ID`, `FAILED`, join keys, event_ts, created_ts, stored fields."""
 
 
 class Checks(ABC):
@@ -65,6 +85,25 @@ class Checks(ABC):
         ``fs_seq`` and ``fs_origin`` do not count. Raises as `check`.
         """
 
+    @abstractmethod
+    def split(
+        self,
+        view: FeatureView,
+        files: Sequence[str],
+        rules: Sequence[tuple[str, FieldRule]],
+        known: pa.Table,
+        folder: Path,
+    ) -> SplitRows:
+        """Take rows of a view's table that fail one of the rules, or are known, out of files; write both to a folder.
+
+        Each rule is of single rows. ``known`` has `ROW_ID` and event_ts. An id is the first 32 hex digits of the
+        SHA-256 of the row: for each join key, event_ts, created_ts, and each stored field by name, unless it is null,
+        the name and the value, each with its length in bytes and a colon before it. Instants are microseconds, days
+        count from 1970, bytes are in hex, floats ``%.16e`` or ``nan``, decimals without zeros at the end, the items of
+        a list are such texts or ``-``. Among equal rows of the files the second one ends with ``-2``, and so on; so
+        many of them are known as there are ids of them. Raises as `check`.
+        """
+
     def check_rules(self, view: FeatureView) -> None:
         """Raise SourceSchemaError where a condition or a pattern of a view's rules does not work; reads no rows."""
         rules = rules_of_rows(view)
@@ -76,6 +115,11 @@ class Checks(ABC):
 def rules_of_rows(view: FeatureView) -> list[tuple[str | None, RowRule]]:
     """Return a view's rules that rows are checked against; the others are of a run."""
     return [(name, rule) for name, rule in view.rules if isinstance(rule, FieldRule | Share)]
+
+
+def rules_of_single_rows(view: FeatureView) -> list[tuple[str, FieldRule]]:
+    """Return the rules that a row alone meets or fails, with their fields."""
+    return [(name or "", rule) for name, rule in view.rules if isinstance(rule, FieldRule) and rule.is_of_rows]
 
 
 def unmet_by_rows(

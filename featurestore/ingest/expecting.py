@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def check_expected(view: FeatureView, rows: CheckedRows) -> list[str]:
     """Return what rows are not like, a sentence for each rule; raises InputError naming row and rule of a view that
-    blocks them. Rules of all rows of a run are not for pushes, nor are shares of nulls and what is unique.
+    blocks them or sets them aside. Rules of all rows of a run are not for pushes, nor are shares of nulls and what is unique.
     """
     told = []
     for field in view.stored:
@@ -29,7 +29,7 @@ def check_expected(view: FeatureView, rows: CheckedRows) -> list[str]:
             row = int(failing[0].as_py())
             value = "its value" if is_personal(field) else repr(_value(rows.stored[field.name], row))
             what = f"column {field.name!r}, row {row}: {value} is not as expected by {view.name!r}: {rule}"
-            if view.on_failure == "block":
+            if view.on_failure != "warn":
                 raise InputError(
                     f"{what}.",
                     hint="Correct the rows, or change what is expected in the feature repo.",

@@ -18,6 +18,7 @@ from featurestore.testing.engine_project import EngineProject, OpenEngine
 from featurestore.testing.engine_queries import EngineQueriesConformance, EngineSqlConformance
 from featurestore.testing.engine_source_types import EngineSourceTypesConformance
 from featurestore.testing.engine_sources import EngineSourcesConformance
+from featurestore.testing.engine_splits import EngineSplitsConformance
 from featurestore.testing.engine_values import EngineValuesConformance
 from featurestore.testing.engine_windows import (
     BEGIN_US,
@@ -39,6 +40,10 @@ class Duck:
 
 
 class TestDuckChecks(Duck, EngineChecksConformance):
+    pass
+
+
+class TestDuckSplits(Duck, EngineSplitsConformance):
     pass
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 from typing_extensions import override
 
 from featurestore.definitions import Between, FeatureView, Matches, NotNull, OneOf, Share, Unique
-from featurestore.engine.checks import CheckedRows, Checks, Failures, RowRule
+from featurestore.definitions.expectations import FieldRule
+from featurestore.engine.checks import CheckedRows, Checks, Failures, RowRule, SplitRows
 from featurestore.engine.duck.offline_sql import log, log_columns, read_log
 from featurestore.engine.duck.session import Session, quote, reason_of, text, translated
+from featurestore.engine.duck.split import split_rows
 from featurestore.engine.duck.windowed import condition_sql
 from featurestore.errors import SourceSchemaError
 from featurestore.types import ValueType
@@ -68,6 +71,23 @@ class DuckChecks(Checks):
             (found,) = connection.execute(query).fetchall()
         return "-".join(f"{int(part or 0):x}" for part in found)
 
+    @override
+    def split(
+        self,
+        view: FeatureView,
+        files: Sequence[str],
+        rules: Sequence[tuple[str, FieldRule]],
+        known: pa.Table,
+        folder: Path,
+    ) -> SplitRows:
+        kinds = view.stored_types
+        failing = {f"{name}: {rule}": fails(rule, quote(name), kinds[name]) for name, rule in rules}
+        with (
+            self._session.reading(files, writes=folder) as connection,
+            translated(DOING, table_files=files),
+        ):
+            return split_rows(connection, view, files, failing, known, folder)
+
     @contextmanager
     def _rows(
         self, rows: Sequence[str] | pa.Table, rules: Sequence[tuple[str | None, RowRule]]
@@ -97,13 +117,15 @@ def _selected(name: str | None, rule: RowRule, types: Mapping[str, ValueType], t
         return [f"count(*) - count({column})", "NULL", "NULL"]
     if isinstance(rule, Unique):
         return [f"count({column}) - count(DISTINCT {column})", "NULL", "NULL"]
-    fails = f"({_fails(rule, column, kind)})"
+    failing = f"({fails(rule, column, kind)})"
     shown = f"left({column}, {_SHOWN})" if kind.name == "String" else column
-    return [f"count_if({fails})", f"min({shown}) FILTER ({fails})", f"max({shown}) FILTER ({fails})"]
+    return [f"count_if({failing})", f"min({shown}) FILTER ({failing})", f"max({shown}) FILTER ({failing})"]
 
 
-def _fails(rule: RowRule, column: str, kind: ValueType) -> str:
-    """Return the condition that a value fails, false for null."""
+def fails(rule: RowRule, column: str, kind: ValueType) -> str:
+    """Return the condition that a value fails a rule of single rows: null fails `NotNull` alone."""
+    if isinstance(rule, NotNull):
+        return f"{column} IS NULL"
     if isinstance(rule, Matches):
         return f"{column} IS NOT NULL AND NOT regexp_full_match({column}, {text(rule.pattern)})"
     if isinstance(rule, OneOf):
