@@ -64,7 +64,7 @@ def text_of(kind: ValueType, value: Any) -> str:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, PythonDecimal) and kind.scale:
-        return f"{value:f}".rstrip("0").rstrip(".")
+        return f"{value:.{kind.scale}f}".rstrip("0").rstrip(".")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
