@@ -25,6 +25,7 @@ COMMANDS = {
     "policy": "Say what editors may apply.",
     "materialize": "Bring rows from the sources into the stores.",
     "accept": "Commit rows of a blocked run all the same.",
+    "quarantine": "List, release and drop rows that are set aside.",
     "training-set": "Build a point-in-time correct training set.",
     "training-sets": "List saved training sets, delete one.",
     "online": "Read features from the online store.",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def check_expected(view: FeatureView, rows: CheckedRows) -> list[str]:
     """Return what rows are not like, a sentence for each rule; raises InputError naming row and rule of a view that
-    blocks them or sets them aside. Rules of all rows of a run are not for pushes, nor are shares of nulls and what is unique.
+    does not take them. Rules of all rows of a run are not for pushes, nor are shares of nulls and what is unique.
     """
     told = []
     for field in view.stored:

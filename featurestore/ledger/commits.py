@@ -91,7 +91,10 @@ def _known_from(entry: LedgerEntry | None) -> KnownCommit | None:
 
 
 def facts_of(
-    registered: RegisteredView, held: Mapping[str, Any] | None, origin: Literal["run", "push", "repair"], **more: Any
+    registered: RegisteredView,
+    held: Mapping[str, Any] | None,
+    origin: Literal["run", "push", "repair", "release"],
+    **more: Any,
 ) -> dict[str, Any]:
     """Return the facts of a commit; ``held`` says what its table then holds from the source."""
     facts: dict[str, Any] = {ORIGIN: origin, **more}

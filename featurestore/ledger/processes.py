@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,3 +77,11 @@ def _stat(path: Path) -> tuple[str, int]:
     """Return state and start, in clock ticks since the machine's start; the name before them may hold blanks."""
     fields = path.read_bytes().rpartition(b") ")[2].split()
     return fields[0].decode(), int(fields[19])
+
+
+def own_user() -> str:
+    """Return who runs this process, for what people decide: user and machine."""
+    user = ""
+    with suppress(KeyError, OSError):  # a container's user may have no name
+        user = getpass.getuser()
+    return f"{user}@{socket.gethostname()}"

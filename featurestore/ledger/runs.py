@@ -9,7 +9,7 @@ version in the same fleet may write more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
@@ -44,7 +44,7 @@ class Published(PublishedDocument):
         return Published(**sums, wrong_type_keys=keys)
 
 
-_WHERE_THERE_ARE_ANY = ("unusable", "conflicts", "conflicts_in_source", "unmet", "accepted")
+_WHERE_THERE_ARE_ANY = ("unusable", "conflicts", "conflicts_in_source", "unmet", "accepted", "quarantined")
 COUNTS = tuple(field.name for field in fields(Published) if field.name != "wrong_type_keys")
 
 
@@ -66,27 +66,44 @@ class RunResult(RunDocument):
     def _repr_html_(self) -> str:
         return Runs([self])._repr_html_()
 
-    def cells(self) -> tuple[str, ...]:
-        """Return its cells in a table of runs, in the order of `RUN_HEADS`."""
-        dropped = self.null_keys + self.null_times + self.unusable
-        counts = (
-            self.read, self.appended, self.unchanged, self.duplicates, dropped, self.waiting, self.published.written,
-        )  # fmt: skip
+    def cells(self, heads: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Return its cells in a table of runs, in the order of ``heads``: by default `RUN_HEADS`."""
+        heads = RUN_HEADS if heads is None else heads
         took = "" if self.duration_ms is None else f"{self.duration_ms / 1000:.1f} s"
         if self.state == "failed":
             took = "failed"
-        return (self.view, *(f"{count:,}" for count in counts), took)
+        cells = {
+            "view": self.view,
+            "read": self.read,
+            "appended": self.appended,
+            "unchanged": self.unchanged,
+            "duplicates": self.duplicates,
+            "dropped": self.null_keys + self.null_times + self.unusable,
+            "set aside": self.quarantined,
+            "waiting": self.waiting,
+            "online": self.published.written,
+            "took": took,
+        }
+        return tuple(f"{cells[head]:,}" if isinstance(cells[head], int) else str(cells[head]) for head in heads)
 
-    def notes(self) -> list[str]:
-        """Return what users should know besides the counts."""
+    def _notes_of_rules(self) -> list[str]:
         notes = []
         for told, shown in zip_longest(self.unmet, self.examples, fillvalue=""):
             if self.state != "failed":  # its error tells
                 notes.append(f"not as expected: {told}{f' ({shown})' if shown else ''}")
             elif shown:
                 notes.append(f"{told}: {shown}")
+        if self.quarantined:
+            rows = "1 row" if self.quarantined == 1 else f"{self.quarantined:,} rows"
+            notes.append(f"set aside {rows}: `fs quarantine list {self.view}` shows why")
         if self.accepted:
-            notes.append(f"accepted all the same: {self.accepted}")
+            how = "released" if self.kind == "release" else "accepted all the same"
+            notes.append(f"{how}: {self.accepted}")
+        return notes
+
+    def notes(self) -> list[str]:
+        """Return what users should know besides the counts."""
+        notes = self._notes_of_rules()
         if self.null_keys or self.null_times:
             notes.append(f"dropped {self.null_keys:,} rows with a null key and {self.null_times:,} without event time")
         if self.unusable:
@@ -126,6 +143,12 @@ class RunResult(RunDocument):
 RUN_HEADS = ("view", "read", "appended", "unchanged", "duplicates", "dropped", "waiting", "online", "took")
 
 
+def heads_of(runs: Iterable[RunResult]) -> tuple[str, ...]:
+    """Return the heads of a table of runs: rows that are set aside have a column where there are any."""
+    place = RUN_HEADS.index("dropped") + 1
+    return (*RUN_HEADS[:place], "set aside", *RUN_HEADS[place:]) if any(r.quarantined for r in runs) else RUN_HEADS
+
+
 class Runs(list[RunResult]):
     """Runs; a notebook shows them as `fs materialize` does."""
 
@@ -133,7 +156,8 @@ class Runs(list[RunResult]):
         notes = [f"{run.view}: {note}" for run in self for note in (*run.notes(), *filter(None, [run.error]))]
         if any(run.dry_run for run in self):
             notes.append("This was a dry run: nothing was written.")
-        return html_table((run.cells() for run in self), RUN_HEADS) + "".join(
+        heads = heads_of(self)
+        return html_table((run.cells(heads) for run in self), heads) + "".join(
             f"<p>{escape(note)}</p>" for note in notes
         )
 

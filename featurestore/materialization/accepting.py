@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
-from contextlib import suppress
-
 from featurestore.errors import InputError, MaterializationError, NotFoundError, did_you_mean
 from featurestore.ledger.blocked import accept_rows, blocked_runs
+from featurestore.ledger.processes import own_user
 from featurestore.ledger.runs import RunResult
 from featurestore.materialization.jobs import materialize, materialize_incremental
 from featurestore.workspace import Workspace
@@ -22,7 +19,7 @@ def accept(workspace: Workspace, run_id: str, reason: str) -> RunResult:
         hint = did_you_mean(run_id, known) or "Only the newest run of a view that was blocked can be accepted."
         raise NotFoundError(f"No blocked run {run_id!r} is to be accepted.", hint=hint, run_id=run_id)
     key, run = known[run_id]
-    accept_rows(workspace.ledger, workspace.project, key, run, reason=reason, by=_who())
+    accept_rows(workspace.ledger, workspace.project, key, run, reason=reason, by=own_user())
     if run.kind == "incremental":
         (done,) = materialize_incremental(workspace, run.intervals[-1][1] if run.intervals else None, [run.view])
     else:
@@ -35,10 +32,3 @@ def accept(workspace: Workspace, run_id: str, reason: str) -> RunResult:
             view=run.view,
         )
     return done
-
-
-def _who() -> str:
-    user = ""
-    with suppress(KeyError, OSError):  # a container's user may have no name
-        user = getpass.getuser()
-    return f"{user}@{socket.gethostname()}"

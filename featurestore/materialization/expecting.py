@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from statistics import median
 
 from featurestore.definitions import Fresh, Rows
+from featurestore.definitions.expectations import FieldRule
 from featurestore.engine.checks import CheckedRows, counted_rows, rules_of_rows, unmet_by_rows
-from featurestore.engine.interface import StagedRows
 from featurestore.errors import ExpectationError
 from featurestore.ledger.blocked import BlockedRun, accepted_reason, write_blocked
 from featurestore.ledger.runs import RunResult, runs
@@ -24,32 +24,53 @@ ALIKE = 2.0
 """Spans are alike up to this factor."""
 
 
-def checked(workspace: Workspace, registered: RegisteredView, result: RunResult, staged: StagedRows) -> RunResult:
-    """Return a run's result with what its rows are not like; of no rows nothing is expected."""
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A run's result with what its rows are not like, and what comes of that."""
+
+    result: RunResult
+    blocking: tuple[str, ...] = ()
+    """What stops the run, in words."""
+    has_failing_rows: bool = False
+    """Whether rows fail rules of single rows."""
+
+
+def checked(workspace: Workspace, registered: RegisteredView, result: RunResult, files: Sequence[str]) -> Checked:
+    """Compare a run's rows with what is expected of them; of no rows nothing is expected."""
     view = registered.view
-    if not view.rules or not staged.paths:
-        return result
+    if not view.rules or not files:
+        return Checked(result)
     row_rules = rules_of_rows(view)
-    files = [str(path) for path in staged.paths]
     found = workspace.engine.checks.check(f"feature view {view.name!r}", view.stored_types, files, row_rules)
     personal = {field.name for field in view.stored if is_personal(field)}
-    told = [*unmet_by_rows(row_rules, found, personal), *_of_run(workspace, registered, result, found)]
-    return replace(result, unmet=tuple(unmet for unmet, _ in told), examples=tuple(shown for _, shown in told))
+    of_rows: list[tuple[str, str]] = []
+    of_all: list[tuple[str, str]] = []
+    for (name, rule), failures in zip(row_rules, found.failures, strict=True):
+        is_single = isinstance(rule, FieldRule) and rule.is_of_rows
+        told = unmet_by_rows([(name, rule)], replace(found, failures=(failures,)), personal)
+        (of_rows if is_single else of_all).extend(told)
+    of_all += _of_run(workspace, registered, result, found)
+    unmet = [*of_rows, *of_all]
+    stops = {"warn": (), "block": unmet, "quarantine": of_all}[view.on_failure]
+    texts, shown = tuple(text for text, _ in unmet), tuple(example for _, example in unmet)
+    result = replace(result, unmet=texts, examples=shown)
+    return Checked(result, tuple(text for text, _ in stops), has_failing_rows=bool(of_rows))
 
 
-def accepted(workspace: Workspace, registered: RegisteredView, result: RunResult, staged: StagedRows) -> RunResult:
+def accepted(workspace: Workspace, registered: RegisteredView, found: Checked, files: Sequence[str]) -> RunResult:
     """Return the result of a run whose rows may be committed.
 
     Raises ExpectationError where they are not as expected, the view blocks such rows, and nobody accepted them.
     """
     view, project, key = registered.view, workspace.project, registered.ledger_key
-    if not result.unmet or view.on_failure != "block" or result.dry_run:
+    result, unmet = found.result, found.blocking
+    if not unmet or result.dry_run:
         return result
-    rows = workspace.engine.checks.fingerprint(view, [str(path) for path in staged.paths])
+    rows = workspace.engine.checks.fingerprint(view, files)
     reason = accepted_reason(workspace.ledger, project, key, rows)
     if reason is not None:
         return replace(result, accepted=reason)
-    head, unmet = registered.chain.head, result.unmet
+    head = registered.chain.head
     write_blocked(
         workspace.ledger,
         project,

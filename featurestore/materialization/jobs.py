@@ -22,7 +22,8 @@ from featurestore.ledger.leases import WAIT_SECONDS, holding
 from featurestore.ledger.runs import RunResult, Runs, record_end, record_start
 from featurestore.ledger.unread import Unread
 from featurestore.ledger.watermarks import Watermark
-from featurestore.materialization.run import Confirm, Rebuild, ViewRun
+from featurestore.materialization.prepared import Confirm, Rebuild
+from featurestore.materialization.run import ViewRun
 from featurestore.materialization.spans import SpansToRead, spans_within, unread_spans
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.statistics import profile_run
@@ -113,6 +114,14 @@ def republish(
     does not hold are deleted, records newer than the log replaced. Raises NotFoundError for an unknown view.
     """
     return _run(workspace, views, "republish", lambda run: run.republish(authoritative=authoritative), dry_run=False)
+
+
+def run_release(workspace: Workspace, view: str, begin: Callable[[RegisteredView], None]) -> RunResult:
+    """Bring rows that were set aside into the log and online; ``begin`` writes down which, once it holds the lease."""
+    (result,) = _run(
+        workspace, [view], "release", lambda run: run.release(lambda: begin(run.registered)), dry_run=False
+    )
+    return result
 
 
 def succeeded(results: Sequence[RunResult]) -> Sequence[RunResult]:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-from featurestore_registry.documents import Interval
 
 from featurestore.consistency.belonging import Part, begin_part, compare_part, compare_table, markers_of, refuse
 from featurestore.definitions import FeatureView
@@ -37,12 +35,24 @@ from featurestore.ledger.journal import Publishes
 from featurestore.ledger.runs import RunResult
 from featurestore.ledger.unread import Unread, read_unread, write_unread
 from featurestore.ledger.watermarks import Watermark, read_watermark, write_watermark
-from featurestore.materialization.expecting import accepted, checked
+from featurestore.materialization.prepared import (
+    Prepared,
+    Rebuild,
+    added_by,
+    ask,
+    counted_in,
+    left,
+    paths_of,
+    without,
+)
 from featurestore.materialization.publish import Publication, follow, publish
+from featurestore.materialization.releasing import bring_released, releases_under_way
+from featurestore.materialization.setting_aside import judge
 from featurestore.materialization.spans import SpansToRead, advance
 from featurestore.offline.interface import DataFile, TableVersion
 from featurestore.offline.merge import due, merge_quietly
 from featurestore.online.records.marker import Marker
+from featurestore.quarantine.held import note_held
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.statistics import Added
 from featurestore.steps import crash_point, reached, step
@@ -59,60 +69,8 @@ COMMIT_TRIES = 20
 SEQUENCE_GAP = 1 << 24
 """At most so many rows may be pushed between the staging of a run's rows and its commit and still count as earlier."""
 
-Confirm = Callable[[str, int], bool]
-"""Asked before a rebuild withdraws rows, with the view and the number of rows."""
-
-
 ChooseSpans = Callable[[FeatureView, Watermark, Unread], SpansToRead]
 """Decides what a run reads, by the watermark and the view's gaps as they are once the run holds the lease."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rebuild:
-    """The span in which rows that the source no longer holds, and damaged files, are withdrawn; whom to ask first."""
-
-    interval: Interval
-    confirm: Confirm | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What a commit will do, and the version from which that was determined."""
-
-    staged: StagedRows
-    withdrawal: Withdrawal
-    damaged: list[DataFile]
-    base: TableVersion | None
-    first_sequence: int
-    """The first ``fs_seq`` of the new rows."""
-
-    @property
-    def written(self) -> list[Path]:
-        """The files to add."""
-        return [*self.staged.paths, *self.withdrawal.written]
-
-    @property
-    def changes_table(self) -> bool:
-        """Tell whether there is anything to commit."""
-        return bool(self.written or self.withdrawal.removed or self.damaged)
-
-    def fits(self, version: TableVersion | None) -> bool:
-        """Tell whether it can be committed after a version with rows that were pushed, or files merged, since.
-
-        They stay as they are; a row that was pushed and read from the source appears twice, which changes no answer.
-        An event would count twice: see `ViewRun._repeats`.
-        """
-        if version is None or self.base is None:
-            return self.base is None and (version is None or version.next_sequence <= self.first_sequence)
-        has_same_files = {file.path for file in self.base.files} <= {file.path for file in version.files}
-        takes_none = not self.withdrawal.removed and not self.damaged
-        has_same_rows = has_same_files or (takes_none and version.rows_kept_since <= self.base.number)
-        return has_same_rows and version.next_sequence <= self.first_sequence
-
-    def discard(self) -> None:
-        """Remove the files."""
-        for path in self.written:
-            path.unlink(missing_ok=True)
 
 
 class _ChangedMeanwhile(Exception):
@@ -146,6 +104,7 @@ class ViewRun:
         self._compare()
         if not self._damaged(rebuild, self._current()):  # damaged files must go before anything is published
             self.publish_pending()
+        self._finish_releases()
         registered, ledger = self.registered, self.workspace.ledger
         unread = read_unread(self.workspace.registry, registered, self.watermark)
         to_read = choose(registered.view, self.watermark, unread)
@@ -161,8 +120,40 @@ class ViewRun:
             ledger, registered, unread.after((*to_read.intervals, *to_read.again), rebuilt=rebuild is not None)
         )
         reached(COMMITTED)
+        self._note_held()
         self.publish_pending()
         self._merge()
+
+    def release(self, begin: Callable[[], None]) -> None:
+        """Bring rows that were set aside into the log and online: those of a release that died, and what ``begin``
+        writes down. Raises as `bring`.
+        """
+        self._compare()
+        self.publish_pending()
+        self._finish_releases()
+        begin()
+        self._finish_releases()
+        self._note_held()
+        self.publish_pending()
+        self._merge()
+
+    def _finish_releases(self) -> None:
+        for release in releases_under_way(self.workspace, self.registered):
+            before = self._current()
+            brought = bring_released(self.workspace, self.registered, release, self.result, self.watermark, self._check)
+            if (version := brought.version) is not None:
+                remember_commit(self.workspace.ledger, self.registered, KnownCommit(version.number, version.identity))
+                self._write(self.watermark.at(version))
+                files = {file.path for file in before.files} if before is not None else set()
+                added = tuple(file for file in version.files if file.path not in files)
+                self.added = Added(version, added) if added else self.added
+            if self.result.kind == "release":
+                self.result = replace(self.result, appended=self.result.appended + brought.rows, accepted=brought.why)
+            brought.settle()
+
+    def _note_held(self) -> None:
+        with suppress(DamagedFileError):  # the run that needs its rows says so
+            note_held(self.workspace.ledger, self.workspace.offline, self.registered.table)
 
     def count(self, choose: ChooseSpans, rebuild: Rebuild | None = None) -> None:
         """Determine what `bring` would read and append. Writes nothing permanent. Raises as `bring`."""
@@ -171,14 +162,14 @@ class ViewRun:
         to_read = choose(self.registered.view, self.watermark, unread)
         version = self._current()
         damaged = self._damaged(rebuild, version)
-        sound = _without(version, damaged)
+        sound = without(version, damaged)
         with TemporaryDirectory(prefix="featurestore-") as folder:
             withdrawal = self._withdraw(rebuild, sound, Path(folder))
             first = 0 if version is None else version.next_sequence
-            staged = self._stage(to_read, _left(sound, withdrawal), Path(folder), first)
-            self.result = checked(self.workspace, self.registered, self.result, staged)
-        counted = _Prepared(staged, withdrawal, damaged, version, first_sequence=0)
-        self.result = _counted(replace(self.result, intervals=to_read.intervals), counted, version)
+            staged = self._stage(to_read, left(sound, withdrawal), Path(folder), first)
+            self.result, staged = judge(self.workspace, self.registered, self.result, staged, Path(folder))
+        counted = Prepared(staged, withdrawal, damaged, version, first_sequence=0)
+        self.result = counted_in(replace(self.result, intervals=to_read.intervals), counted, version)
 
     def publish_pending(self) -> None:
         """Publish rows that are committed but not published yet, according to the online store itself."""
@@ -302,7 +293,7 @@ class ViewRun:
 
     def _commit(self, to_read: SpansToRead, rebuild: Rebuild | None) -> tuple[StagedRows, TableVersion | None]:
         agreed: set[int] = set()
-        ready: _Prepared | None = None
+        ready: Prepared | None = None
         try:
             for number in range(COMMIT_TRIES):
                 version = self._current()
@@ -310,9 +301,8 @@ class ViewRun:
                     if ready is not None:
                         ready.discard()
                     ready = self._prepare(to_read, rebuild, version, gap=SEQUENCE_GAP if number else 0)
-                    _ask(self.registered.view.name, rebuild, ready, agreed)
-                    self.result = checked(self.workspace, self.registered, self.result, ready.staged)
-                    self.result = accepted(self.workspace, self.registered, self.result, ready.staged)
+                    ask(self.registered.view.name, rebuild, ready, agreed)
+                    ready = self._judged(ready)
                 reached(STAGED)
                 if ready.changes_table:
                     before = version
@@ -320,8 +310,8 @@ class ViewRun:
                         version = self._commit_files(version, ready, to_read, rebuild)
                     except ConcurrentCommitError:
                         continue
-                    self.added = _added(before, version, ready)
-                self.result = _counted(self.result, ready, version)
+                    self.added = added_by(before, version, ready)
+                self.result = counted_in(self.result, ready, version)
                 return ready.staged, version
         finally:
             if ready is not None:
@@ -331,24 +321,38 @@ class ViewRun:
             hint="Run it again when there are fewer of them.",
         )
 
+    def _judged(self, ready: Prepared) -> Prepared:
+        """Return what may be committed; rows that fail are set aside."""
+        self._check()
+        folder = self.workspace.offline.staging(self.registered.table)
+        self.result, staged = judge(
+            self.workspace,
+            self.registered,
+            self.result,
+            ready.staged,
+            folder,
+            lambda told: setattr(self, "result", told),
+        )
+        return replace(ready, staged=staged)
+
     def _prepare(
         self, to_read: SpansToRead, rebuild: Rebuild | None, version: TableVersion | None, *, gap: int
-    ) -> _Prepared:
+    ) -> Prepared:
         """Stage what a commit adds, and find what it removes; leaves ``gap`` numbers to pushes that come first."""
         first = gap + (0 if version is None else version.next_sequence)
         damaged = self._damaged(rebuild, version)
-        sound = _without(version, damaged)
+        sound = without(version, damaged)
         folder = self.workspace.offline.staging(self.registered.table)
         withdrawal = self._withdraw(rebuild, sound, folder)
         try:
-            staged = self._stage(to_read, _left(sound, withdrawal), folder, first)
+            staged = self._stage(to_read, left(sound, withdrawal), folder, first)
         except BaseException:
             for path in withdrawal.written:
                 path.unlink(missing_ok=True)
             raise
-        return _Prepared(staged, withdrawal, damaged, version, first)
+        return Prepared(staged, withdrawal, damaged, version, first)
 
-    def _repeats(self, ready: _Prepared, version: TableVersion | None) -> bool:
+    def _repeats(self, ready: Prepared, version: TableVersion | None) -> bool:
         """Tell whether events that were pushed since are among those that were read from the source."""
         view = self.registered.view
         if not view.aggregations or version is None or version == ready.base or not ready.staged.paths:
@@ -360,7 +364,7 @@ class ViewRun:
         return bool(added) and self.workspace.engine.log.repeats(view, list(map(str, ready.staged.paths)), added)
 
     def _commit_files(
-        self, base: TableVersion | None, ready: _Prepared, to_read: SpansToRead, rebuild: Rebuild | None
+        self, base: TableVersion | None, ready: Prepared, to_read: SpansToRead, rebuild: Rebuild | None
     ) -> TableVersion:
         self._check()
         bind_tables(self.workspace.offline, self.registered)
@@ -397,7 +401,7 @@ class ViewRun:
         with step("withdraw", f"compare {self.registered.view.name} with its source"):
             view, span = self.registered.view, Span(*rebuild.interval)
             now_us = self.result.started_us
-            return self.workspace.engine.log.withdraw(view, _paths(version), span, now_us=now_us, folder=folder)
+            return self.workspace.engine.log.withdraw(view, paths_of(version), span, now_us=now_us, folder=folder)
 
     def _damaged(self, rebuild: Rebuild | None, version: TableVersion | None) -> list[DataFile]:
         """Return the span's damaged files: a rebuild leaves them out and reads their rows from the source again.
@@ -428,72 +432,8 @@ class ViewRun:
             self.watermark = write_watermark(self.workspace.ledger, self.registered, watermark)
 
 
-def _added(before: TableVersion | None, version: TableVersion, ready: _Prepared) -> Added | None:
-    """Return what a commit added of the source; files that a rebuild wrote again hold rows with earlier numbers."""
-    known = set() if before is None else {file.path for file in before.files}
-    files = [f for f in version.files if f.path not in known and f.max_sequence >= ready.first_sequence]
-    return Added(version, tuple(files)) if files else None
-
-
 def _complete(note: dict[str, Any], done: Publication) -> None:
     """Note what a publish did."""
     note["to"] = {"version": done.version.number, "identity": done.version.identity}
     counts = {name: getattr(done.counts, name) for name in ("written", "repaired", "deleted")}
     note |= {"complete": done.is_complete, **counts}
-
-
-def _ask(view: str, rebuild: Rebuild | None, ready: _Prepared, agreed: set[int]) -> None:
-    """Ask before rows are withdrawn, unless the number of rows was ``agreed`` to already."""
-    damaged_rows = _rows(ready.damaged)
-    rows = ready.withdrawal.rows + damaged_rows
-    if rebuild is None or not rows or rows in agreed:
-        return
-    if rebuild.confirm is None or not rebuild.confirm(view, rows):
-        damage = f" and {damaged_rows:,} rows of damaged files" if damaged_rows else ""
-        withdrawn = f"{ready.withdrawal.rows:,} rows that its source no longer holds as they were{damage}"
-        raise MaterializationError(
-            f"Rebuilding {view!r} would withdraw {withdrawn}; nothing was changed.",
-            hint="If that is what you want, confirm it (`--yes`).",
-            view=view,
-            rows=rows,
-        )
-    agreed.add(rows)
-
-
-def _without(version: TableVersion | None, damaged: list[DataFile]) -> TableVersion | None:
-    if version is None or not damaged:
-        return version
-    return replace(version, files=tuple(file for file in version.files if file not in damaged))
-
-
-def _rows(files: list[DataFile]) -> int:
-    return sum(file.rows for file in files)
-
-
-def _left(version: TableVersion | None, withdrawal: Withdrawal) -> tuple[str, ...]:
-    """Return the files of a version without what is withdrawn: an event that goes must not stand for its correction."""
-    return (*(path for path in _paths(version) if path not in withdrawal.removed), *map(str, withdrawal.written))
-
-
-def _paths(version: TableVersion | None) -> tuple[str, ...]:
-    return () if version is None else tuple(file.path for file in version.files)
-
-
-def _counted(result: RunResult, ready: _Prepared, version: TableVersion | None) -> RunResult:
-    staged = ready.staged
-    return replace(
-        result,
-        read=staged.read,
-        appended=staged.appended,
-        duplicates=staged.duplicates,
-        unchanged=staged.unchanged,
-        null_keys=staged.null_keys,
-        null_times=staged.null_times,
-        unusable=staged.unusable,
-        conflicts=staged.conflicts,
-        conflicts_in_source=staged.conflicts_in_source,
-        waiting=staged.waiting,
-        withdrawn=ready.withdrawal.rows,
-        damaged=_rows(ready.damaged),
-        table_version=None if version is None else version.number,
-    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
-from featurestore.definitions import FeatureService
+from featurestore.definitions import FeatureService, FeatureView
 from featurestore.types.times import given_instant
 from featurestore.workspace import Workspace
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from featurestore.materialization import RunResult
+    from featurestore.materialization.deciding import Dropped
     from featurestore.quality.parity import Parity
     from featurestore.served.joining import PredictedRows
     from featurestore.served.keep import Forgotten
@@ -40,6 +41,54 @@ class Observing:
         from featurestore.materialization.accepting import accept
 
         return accept(self.workspace, run_id, reason)
+
+    def quarantined(self, view: str | FeatureView, generation: int | None = None) -> pa.Table:
+        """Return the rows of a view that are set aside and that nobody released or dropped, as an Arrow table.
+
+        Columns: ``fs_row_id``, ``fs_run`` (which set it aside), ``fs_found_ts``, ``fs_failed`` (the rules that it
+        fails), join keys, event_ts, created_ts and stored fields, also those tagged ``personal``. ``generation`` is
+        by default the one that is applied. Raises NotFoundError and DamagedFileError.
+        """
+        from featurestore.quarantine.listing import held_table
+
+        return held_table(self.workspace, _name_of(view), generation)
+
+    def release_quarantined(
+        self,
+        view: str | FeatureView,
+        *,
+        run: str | None = None,
+        rows: str | Sequence[str] | None = None,
+        all: bool = False,
+        reason: str,
+    ) -> RunResult:
+        """Bring rows that are set aside into the offline store and online: those of a run, some by their ids, or all.
+
+        They are known from now on (``created_ts``), so no training set sees them at an instant before that. Whoever
+        releases, and the reason, are kept. Raises NotFoundError for rows that are not held, InputError without a
+        reason or for rows of an earlier generation, and MaterializationError.
+        """
+        from featurestore.materialization.deciding import Choice, release
+
+        return release(self.workspace, _name_of(view), Choice.given(run, rows, all), reason)
+
+    def drop_quarantined(
+        self,
+        view: str | FeatureView,
+        *,
+        run: str | None = None,
+        rows: str | Sequence[str] | None = None,
+        all: bool = False,
+        reason: str,
+        generation: int | None = None,
+    ) -> Dropped:
+        """Give up rows that are set aside: no run takes them from the source again. Chosen as for a release.
+
+        Raises NotFoundError for rows that are not held, and InputError without a reason.
+        """
+        from featurestore.materialization.deciding import Choice, drop
+
+        return drop(self.workspace, _name_of(view), Choice.given(run, rows, all), reason, generation)
 
     def read_served(
         self, service: str | FeatureService, start: Instant | None = None, end: Instant | None = None
@@ -111,3 +160,7 @@ class Observing:
         """Return a span in microseconds: from the first on where there is no start, up to now without an end."""
         start_us = 0 if start is None else given_instant(start)
         return start_us, self.workspace.clock() + 1 if end is None else given_instant(end)
+
+
+def _name_of(view: str | FeatureView) -> str:
+    return view if isinstance(view, str) else view.name

@@ -119,8 +119,15 @@ COLUMNS: dict[str, tuple[ValueType, list[Any], list[FieldRule]]] = {
     "items": (Array(Float64), [[1.5, None, math.nan], [], None, [-0.0], [0.1], [1e300]], []),
     "nested": (Array(Array(String)), [[["a", None], None], [["", "b:1"]], None, [[]], [], [["a\x00"]]], []),
 }
-SOUND = {"small": 6, "large": None, "wide": None, "narrow": 0.5, "flag": None, "word": None, "at": None, "day": None,
-         "price": PythonDecimal(1), "Raw": b"", "items": None, "nested": []}  # fmt: skip
+SOUND: dict[str, Any] = {
+    **dict.fromkeys(COLUMNS),
+    "small": 6,
+    "narrow": 0.5,
+    "price": PythonDecimal(1),
+    "Raw": b"",
+    "nested": [],
+}
+"""What no rule is against."""
 
 
 def rows_of(number: int) -> list[ReferenceRow]:
@@ -164,7 +171,7 @@ class EngineSplitsConformance(EngineSuite):
         for row in log:
             assert found.get(id_of(view, row)) == expected.get(id_of(view, row)), row
         assert found == expected
-        assert 20 < len(expected) == done.failed < len(log)
+        assert 10 < len(expected) == done.failed < len(log)
         assert (done.known, done.rows) == (0, len(log) - len(expected))
         assert aside.column_names == [ROW_ID, FAILED, "k", "town", EVENT, CREATED, *COLUMNS]
         rest = [read_file(path) for path in done.paths]

@@ -16,6 +16,8 @@ WATERMARK, RUN_START, RUN = "watermark", "run_start", "run"
 STATISTICS, EDGES = "statistics", "edges"
 """Kinds of entries. The key of both is ``{view}.{generation}``; that of a saved training set's statistics is
 ``training_set:{name}``. An on-demand feature view has generation 0."""
+QUARANTINE = "quarantine"
+"""The kind of entries about rows that are set aside; the key is ``{view}.{generation}``."""
 CONSUMER, TRAINING_SET = "consumer", "training_set"
 """Kinds of entries. The key of both is the name; a deleted one's newest document is one of `DELETED`."""
 DELETED: tuple[Mapping[str, bool], ...] = ({"deleted": True}, {"gone": True})
@@ -25,7 +27,7 @@ AUDIT, SERVING = "audit", "serving"
 
 Interval = tuple[int, int]
 """[start, end) of event time, UTC microseconds."""
-RunKind = Literal["interval", "incremental", "rebuild", "republish"]
+RunKind = Literal["interval", "incremental", "rebuild", "republish", "release"]
 RunState = Literal["running", "done", "failed", "killed"]
 
 
@@ -126,7 +128,20 @@ class RunDocument:
     unmet: tuple[str, ...] = ()
     """What was expected of the rows and is not so, in words and without values."""
     accepted: str = ""
-    """With which reason, and by whom, rows that would have been blocked were accepted."""
+    """With which reason, and by whom, rows that would have been blocked were accepted, or were released."""
+    quarantined: int = 0
+    """Rows that were set aside, because they fail rules."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineDocument:
+    """The rows of one generation of a view that are set aside, and that nobody has released or dropped."""
+
+    held: int = 0
+    rules: Mapping[str, int] = field(default_factory=dict)
+    """How many of them fail each rule: ``field: rule``. A row may fail several."""
+    files: str = ""
+    """A hash of the names of the files from which this was counted."""
 
 
 Scalar = bool | int | float | str | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from featurestore.cli.output import Output, repo_command
-from featurestore.ledger.runs import RUN_HEADS
+from featurestore.ledger.runs import heads_of
 from featurestore.store import FeatureStore
 
 
@@ -21,6 +21,7 @@ def command(store: FeatureStore, output: Output, run: str, reason: str) -> None:
     """
     done = store.accept(run, reason)
     output.emit({"run": done.run_id, "view": done.view, "appended": done.appended, "accepted": done.accepted})
-    output.table(RUN_HEADS, [done.cells()])
+    heads = heads_of([done])
+    output.table(heads, [done.cells(heads)])
     for note in done.notes():
         output.say(note)

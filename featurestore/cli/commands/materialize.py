@@ -10,7 +10,7 @@ import click
 from featurestore.cli.exits import EXIT_FAILED
 from featurestore.cli.instants import InstantsCommand, Moment, instant
 from featurestore.cli.output import Output, confirmed, jsonable, repo_command
-from featurestore.ledger.runs import RUN_HEADS
+from featurestore.ledger.runs import heads_of
 from featurestore.ledger.unread import read_unread
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.materialization import RunResult, materialize, materialize_incremental, republish
@@ -93,9 +93,9 @@ def _show(output: Output, results: Sequence[RunResult], lacks: Mapping[str, Sequ
     if not results:
         output.say("There is nothing to materialize: no feature view is declared.")
         return
-    rows = [run.cells() for run in results]
+    heads = heads_of(results)
     narrow = ("waiting", "dropped", "duplicates", "unchanged", "took")
-    output.table(RUN_HEADS, rows, right=RUN_HEADS[1:], droppable=narrow)
+    output.table(heads, [run.cells(heads) for run in results], right=heads[1:], droppable=narrow)
     for run in results:
         for note in (*(f"{run.view}: {note}" for note in run.notes()), *lacks[run.view]):
             output.say(note, style="yellow")

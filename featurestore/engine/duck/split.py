@@ -75,7 +75,8 @@ def _take(connection: duckdb.DuckDBPyConnection, view: FeatureView, files: Seque
         f"WHERE {fails} OR {EVENT} IN (SELECT {EVENT} FROM known_rows)"
     )
     numbered = f"SELECT *, row_number() OVER (PARTITION BY {_HASH} ORDER BY {SEQUENCE}) AS {_PLACE} FROM ({rows})"
-    times = f"SELECT split_part({ROW_ID}, '-', 1) AS {_HASH}, count(DISTINCT {ROW_ID}) AS times FROM known_rows GROUP BY ALL"
+    known_hash = f"split_part({ROW_ID}, '-', 1)"
+    times = f"SELECT {known_hash} AS {_HASH}, count(DISTINCT {ROW_ID}) AS times FROM known_rows GROUP BY ALL"
     connection.execute(
         f"CREATE TEMP TABLE taken AS SELECT {SEQUENCE}, {_HASH} || CASE WHEN {_PLACE} > 1 THEN '-' || {_PLACE} "
         f"ELSE '' END AS {ROW_ID}, {_PLACE} > coalesce(times, 0) AS {_FAILS} "

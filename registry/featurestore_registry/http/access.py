@@ -69,10 +69,11 @@ LEDGER: Mapping[str, Needs] = {
             "unread",
             "blocked",
             "accepted",
+            "quarantine",
         ),
         Needs(Role.VIEWER, Role.OPERATOR),
     ),
-    **dict.fromkeys(("training_set", "training_set_frame", "blocked", "accepted"), Needs(Role.VIEWER, Role.OPERATOR)),
+    **dict.fromkeys(("training_set", "training_set_frame"), Needs(Role.VIEWER, Role.OPERATOR)),
     **dict.fromkeys(("statistics", "edges"), Needs(Role.READER, Role.OPERATOR)),  # they show values
     **dict.fromkeys(("generation", "prepared", "consumer"), Needs(Role.VIEWER, Role.EDITOR)),
 }

@@ -1,0 +1,182 @@
+"""What becomes of rows that are set aside: they are listed, released into the log, or dropped."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from featurestore.engine.checks import ROW_ID
+from featurestore.errors import InputError, NotFoundError, did_you_mean
+from featurestore.ledger.leases import holding
+from featurestore.ledger.processes import own_user
+from featurestore.ledger.runs import RunResult
+from featurestore.materialization.jobs import run_release, succeeded
+from featurestore.offline.interface import TableId
+from featurestore.quarantine.files import Why, as_about, blobs_of, files_of, ids_of, reader_of, tables_of, write
+from featurestore.quarantine.held import HeldRows, held_rows, note_held
+from featurestore.quarantine.listing import quarantine_of
+from featurestore.registered.snapshot import RegisteredView
+from featurestore.steps import crash_point, reached
+from featurestore.types.columns import EVENT
+from featurestore.workspace import Readers, Workspace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+RELEASING = crash_point(
+    "quarantine.releasing", "it is written which rows are to be released, none of them is in the log"
+)
+DROPPED = crash_point("quarantine.dropped", "it is written which rows are dropped, nobody has counted what is held")
+
+LEAST_DIGITS = 6
+"""So many digits of a row's id suffice where they are unique."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which held rows of a generation are meant: those of a run, some by their ids or the beginnings of these, all."""
+
+    run: str | None = None
+    rows: tuple[str, ...] = ()
+    all: bool = False
+
+    @classmethod
+    def given(cls, run: str | None, rows: str | Sequence[str] | None, all: bool) -> Choice:
+        """Return the choice of somebody's arguments."""
+        return cls(run, (rows,) if isinstance(rows, str) else tuple(rows or ()), all)
+
+    def check(self, reason: str) -> None:
+        """Raise InputError unless it is one of them and there is a reason."""
+        if (self.run is not None) + bool(self.rows) + self.all != 1:
+            raise InputError(
+                "Say which rows: those of a run, some by their ids, or all of them.",
+                hint="Pass one of run=, rows= and all=True (`--run`, `--row`, `--all`).",
+            )
+        if not reason.strip():
+            raise InputError("Deciding about rows that are set aside needs a reason.", hint="Say why; it is kept.")
+        for row in self.rows:
+            if len(row) < LEAST_DIGITS:
+                raise InputError(
+                    f"{row!r} is too short for the id of a row.", hint=f"Give at least {LEAST_DIGITS} of its digits."
+                )
+
+    def of(self, held: Sequence[HeldRows], view: str) -> pa.Table:
+        """Return ids and event times of the rows that are meant. Raises NotFoundError and InputError."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        none = pa.table({ROW_ID: pa.array([], pa.string()), EVENT: pa.array([], pa.timestamp("us", "UTC"))})
+        rows = [each for each in held if self.run is None or each.file.id == self.run]
+        found = pa.concat_tables([none, *(each.rows.select([ROW_ID, EVENT]) for each in rows)])
+        if self.run is not None and not rows:
+            known = {each.file.id for each in held}
+            hint = did_you_mean(self.run, known) or f"`fs quarantine list {view}` shows what is held."
+            raise NotFoundError(f"No row of run {self.run!r} is held of {view}.", hint=hint, run_id=self.run)
+        chosen = []
+        for row in self.rows:
+            of_it = found.filter(pc.starts_with(found.column(ROW_ID), row))
+            exact = of_it.filter(pc.equal(of_it.column(ROW_ID), row))
+            of_it = exact if exact.num_rows else of_it
+            if not of_it.num_rows:
+                hint = f"It may be released or dropped already: `fs quarantine list {view} --rows` shows what is held."
+                raise NotFoundError(f"No row {row!r} is held of {view}.", hint=hint, row=row)
+            if of_it.num_rows > 1:
+                raise InputError(
+                    f"{row!r} is the beginning of {of_it.num_rows:,} rows that are held of {view}.",
+                    hint="Give more digits.",
+                    row=row,
+                )
+            chosen.append(of_it)
+        return pa.concat_tables([none, *chosen]).group_by([ROW_ID, EVENT]).aggregate([]) if self.rows else found
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What a drop did."""
+
+    view: str
+    generation: int
+    rows: int
+
+
+def release(workspace: Workspace, view: str, choice: Choice, reason: str, generation: int | None = None) -> RunResult:
+    """Bring held rows into the log and online. See `FeatureStore.release_quarantined`."""
+    choice.check(reason)
+    workspace.known_snapshot()
+    table = quarantine_of(workspace, view, generation)
+    _check_current(workspace, table)
+    blobs = blobs_of(workspace.offline, table)
+    if not any(file.state == "releasing" for file in files_of(blobs)):  # else a run finishes that first
+        _chosen(workspace, table, choice)
+    why = Why(own_user(), reason.strip())
+
+    def begin(registered: RegisteredView) -> None:
+        _check_current(workspace, table)
+        files = files_of(blobs)
+        rows = _chosen(workspace, table, choice, is_needed=False)
+        if rows.num_rows:
+            # No two releases have one instant, by which their rows are known in the log.
+            at_us = max([workspace.clock(), *(file.at_us + 1 for file in files if file.state == "released")])
+            write(blobs, table, "releasing", rows, at_us=at_us, of=secrets.token_hex(8), **as_about(why))
+            reached(RELEASING)
+
+    (done,) = succeeded([run_release(workspace, view, begin)])
+    return done
+
+
+def drop(workspace: Workspace, view: str, choice: Choice, reason: str, generation: int | None = None) -> Dropped:
+    """Give held rows up. See `FeatureStore.drop_quarantined`."""
+    choice.check(reason)
+    workspace.known_snapshot()
+    table = quarantine_of(workspace, view, generation)
+    _chosen(workspace, table, choice)
+    blobs, holder, why = blobs_of(workspace.offline, table), secrets.token_hex(8), Why(own_user(), reason.strip())
+    with holding(workspace.ledger, workspace.project, view, holder=holder, clock=workspace.clock):
+        rows = _chosen(workspace, table, choice, is_needed=False)
+        if rows.num_rows:
+            write(blobs, table, "dropped", rows, at_us=workspace.clock(), of=holder, **as_about(why))
+            reached(DROPPED)
+        note_held(workspace.ledger, workspace.offline, table)
+    return Dropped(view, table.generation, rows.num_rows)
+
+
+def _chosen(workspace: Readers, table: TableId, choice: Choice, *, is_needed: bool = True) -> pa.Table:
+    """Return the rows that are meant; unless they are needed, none where others decided about them meanwhile."""
+    reader = reader_of(workspace.offline, table)
+    held = held_rows(reader, table, [ROW_ID, EVENT])
+    if is_needed and not held:
+        _nothing_held(workspace, table)
+    try:
+        return choice.of(held, table.view)
+    except NotFoundError:
+        if is_needed:
+            raise
+        return ids_of(reader, table, [])
+
+
+def _nothing_held(workspace: Readers, table: TableId) -> NoReturn:
+    others = [each for each in tables_of(workspace.offline, table.project) if each.view == table.view and each != table]
+    held = [each for each in others if held_rows(reader_of(workspace.offline, each), each, [ROW_ID])]
+    drop_them = f"fs quarantine drop {table.view} --all --generation"
+    hint = "; ".join(f"generation {one.generation} holds some: `{drop_them} {one.generation}`" for one in held)
+    raise NotFoundError(
+        f"No rows of {table.view} (generation {table.generation}) are held.",
+        hint=f"Its {hint}." if hint else "Runs set rows aside where a view says on_failure='quarantine'.",
+        name=table.view,
+    )
+
+
+def _check_current(workspace: Workspace, table: TableId) -> None:
+    registered = workspace.snapshot().views.get(table.view)
+    if registered is None or registered.generation != table.generation:
+        now = "is gone" if registered is None else f"is at generation {registered.generation} now"
+        raise InputError(
+            f"Rows of generation {table.generation} of {table.view} cannot be released: the view {now}, and its table "
+            "has other columns. Nothing was changed.",
+            hint=f"Runs read them from the source again by the new definition. Give these up with `fs quarantine drop "
+            f"{table.view} --generation {table.generation} --all --reason TEXT`.",
+            view=table.view,
+            generation=table.generation,
+        )
