@@ -43,18 +43,22 @@ def checked(workspace: Workspace, registered: RegisteredView, result: RunResult,
     row_rules = rules_of_rows(view)
     found = workspace.engine.checks.check(f"feature view {view.name!r}", view.stored_types, files, row_rules)
     personal = {field.name for field in view.stored if is_personal(field)}
-    of_rows: list[tuple[str, str]] = []
-    of_all: list[tuple[str, str]] = []
+    unmet: list[tuple[str, str]] = []
+    stops: list[str] = []
+    has_failing_rows = False
     for (name, rule), failures in zip(row_rules, found.failures, strict=True):
-        is_single = isinstance(rule, FieldRule) and rule.is_of_rows
-        told = unmet_by_rows([(name, rule)], replace(found, failures=(failures,)), personal)
-        (of_rows if is_single else of_all).extend(told)
-    of_all += _of_run(workspace, registered, result, found)
-    unmet = [*of_rows, *of_all]
-    stops = {"warn": (), "block": unmet, "quarantine": of_all}[view.on_failure]
+        told = list(unmet_by_rows([(name, rule)], replace(found, failures=(failures,)), personal))
+        if isinstance(rule, FieldRule) and rule.is_of_rows:
+            has_failing_rows |= bool(told)
+        else:
+            stops += [text for text, _ in told]
+        unmet += told
+    of_run = list(_of_run(workspace, registered, result, found))
+    unmet, stops = unmet + of_run, [*stops, *(text for text, _ in of_run)]
     texts, shown = tuple(text for text, _ in unmet), tuple(example for _, example in unmet)
     result = replace(result, unmet=texts, examples=shown)
-    return Checked(result, tuple(text for text, _ in stops), has_failing_rows=bool(of_rows))
+    blocking = {"warn": (), "block": texts, "quarantine": tuple(stops)}[view.on_failure]
+    return Checked(result, blocking, has_failing_rows)
 
 
 def accepted(workspace: Workspace, registered: RegisteredView, found: Checked, files: Sequence[str]) -> RunResult:

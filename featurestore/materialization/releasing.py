@@ -26,7 +26,7 @@ from featurestore.workspace import Workspace
 if TYPE_CHECKING:
     import pyarrow as pa
 
-IN_LOG = crash_point("quarantine.in_log", "released rows are in the log, nothing says that their release is over")
+IN_LOG = crash_point("quarantine.in_log", "released rows are in the log and online, nothing says that it is over")
 SETTLED = crash_point("quarantine.settled", "it is written that the release is over, nobody has counted what is held")
 
 RELEASE = "release"
@@ -43,7 +43,7 @@ class Brought:
     version: TableVersion | None
     why: str
     settle: Callable[[], None]
-    """Writes down that it is over; the caller first writes what it knows of the version."""
+    """Writes down that it is over; the caller first publishes the version."""
 
 
 def releases_under_way(workspace: Workspace, registered: RegisteredView) -> Iterator[KeptFile]:

@@ -134,7 +134,6 @@ class ViewRun:
         begin()
         self._finish_releases()
         self._note_held()
-        self.publish_pending()
         self._merge()
 
     def _finish_releases(self) -> None:
@@ -149,7 +148,8 @@ class ViewRun:
                 self.added = Added(version, added) if added else self.added
             if self.result.kind == "release":
                 self.result = replace(self.result, appended=self.result.appended + brought.rows, accepted=brought.why)
-            brought.settle()
+            self.publish_pending()
+            brought.settle()  # what is over is online, too
 
     def _note_held(self) -> None:
         with suppress(DamagedFileError):  # the run that needs its rows says so

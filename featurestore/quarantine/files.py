@@ -115,8 +115,10 @@ def write(
 
     bounds = pc.min_max(rows.column(EVENT).cast(pa.int64())).as_py()
     document = {"format": FORMAT, "view": table.view, "generation": table.generation, **about}
+    # The engine says of some columns that they are never null, and of others not: files are to be alike.
+    schema = pa.schema([field.with_nullable(True) for field in rows.schema], {_ABOUT: json.dumps(document).encode()})
     sink = pa.BufferOutputStream()
-    pq.write_table(rows.replace_schema_metadata({_ABOUT: json.dumps(document).encode()}), sink, compression="zstd")
+    pq.write_table(pa.table(rows.columns, schema=schema), sink, compression="zstd")
     content = sink.getvalue().to_pybytes()
     sha256 = hashlib.sha256(content).hexdigest()
     name = f"{state}.{at_us}.{of}.{number}.{bounds['min']}.{bounds['max']}.{rows.num_rows}.{sha256}.parquet"
