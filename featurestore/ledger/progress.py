@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from featurestore_registry.documents import RUN, WATERMARK
+from featurestore_registry.documents import QUARANTINE, RUN, WATERMARK
 from featurestore_registry.interface import LedgerReader
 
 from featurestore.ledger.runs import COUNTS, run_from
@@ -27,12 +27,15 @@ class Progress:
     """The table version that was published last; None when none ever was."""
     published: Mapping[str, int]
     """The counts of the records that its last run sent online."""
+    held: int = 0
+    """Rows that are set aside and that nobody has released or dropped."""
 
 
 def read_progress(ledger: LedgerReader, snapshot: Snapshot) -> dict[str, Progress]:
-    """Return the progress of every online view that was ever materialized, by two queries for any number of views."""
+    """Return the progress of every online view that was ever materialized, by three queries for any number of views."""
     marks = {entry.key: entry for entry in ledger.scan(snapshot.project, WATERMARK)}
     last = {entry.key: run_from(entry.document).published for entry in ledger.scan(snapshot.project, RUN)}
+    held = {entry.key: entry.document.get("held", 0) for entry in ledger.scan(snapshot.project, QUARANTINE)}
     found = {}
     for name, registered in snapshot.views.items():
         entry = marks.get(registered.ledger_key)
@@ -46,5 +49,6 @@ def read_progress(ledger: LedgerReader, snapshot: Snapshot) -> dict[str, Progres
             unpublished_since_us=to_instant(entry.written_at) if waits else None,
             published_version=mark.published_version,
             published={count: getattr(last[name], count) for count in COUNTS} if name in last else {},
+            held=held.get(registered.ledger_key, 0),
         )
     return found

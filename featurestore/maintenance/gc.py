@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -33,6 +33,8 @@ from featurestore.maintenance.superseded import read_until
 from featurestore.offline.interface import TableId
 from featurestore.online.records.keys import view_prefix
 from featurestore.online.records.marker import MarkerReader
+from featurestore.quarantine.cleaning import Cleaned, clean, clean_gone, held_count
+from featurestore.quarantine.files import tables_of
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.served.keep import retain
 from featurestore.statistics.gone import forget_gone
@@ -76,6 +78,8 @@ class Garbage:
     of each kind."""
     served: int = 0
     """Files of served logs whose rows are all older than their services keep them."""
+    quarantines: tuple[Cleaned, ...] = ()
+    """What goes of rows that were set aside."""
 
 
 def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
@@ -92,6 +96,12 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     until = read_until(workspace)  # read after the definitions: they still use what an apply supersedes in between
     prepared = Preparations(workspace.ledger, workspace.project, snapshot.chain.head)
     pinned = pins(workspace)
+
+    def why_kept(table: TableId) -> str | None:
+        pin = "a saved training set pins it" if table in pinned else None
+        why = owned.of_table(table) or pin or _needed_by(workspace, snapshot.views.get(table.view), table, prepared)
+        return why or _still_read(until, table.view, table.generation)
+
     kept: list[Kept] = []
     left = set[TableId]()
     unused: list[TableId] = []
@@ -102,15 +112,15 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
                 kept.append(Kept(f"unneeded files of offline table {table}", why))
                 left.add(table)
             continue
-        why = owned.of_table(table) or ("a saved training set pins it" if table in pinned else None)
-        why = why or _needed_by(workspace, registered, table, prepared)
-        why = why or _still_read(until, table.view, table.generation)
+        why = why_kept(table)
         if why is None and not dry_run and not prepared.give_up(table.view, table.generation):
             why = _UNDER_WAY
         if why is None:
             unused.append(table)
         else:
             kept.append(Kept(f"offline table {table}", why))
+    live = {each.table for each in snapshot.views.values() if owned.of_table(each.table) is None}
+    quarantines = _clean_quarantines(workspace, live, {*tables} - {*unused}, why_kept, kept, dry_run=dry_run)
     parts = []
     for view, generation in _unused_parts(snapshot, owned, prepared):
         why = owned.of_part(view, generation) or _still_read(until, view, generation)
@@ -126,8 +136,32 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     prefixes = (view_prefix(workspace.project, *part) for part in parts)
     pushed = {table: rows for table in unused if (rows := pushed_rows_of(workspace, table))}
     served = retain(workspace, dry_run=dry_run)
-    garbage = Garbage(tuple(unused), tuple(prefixes), tuple(kept), pushed, journal=forgotten, served=served)
+    counts = {"journal": forgotten, "served": served}
+    garbage = Garbage(tuple(unused), tuple(prefixes), tuple(kept), pushed, **counts, quarantines=tuple(quarantines))
     return garbage if dry_run else _remove(workspace, cleaned, garbage, parts, pinned)
+
+
+def _clean_quarantines(
+    workspace: Workspace,
+    live: Collection[TableId],
+    left: Collection[TableId],
+    why_kept: Callable[[TableId], str | None],
+    kept: list[Kept],
+    *,
+    dry_run: bool,
+) -> list[Cleaned]:
+    """Clean quarantines: of live generations what is decided, of those of which no table is left everything."""
+    cleaned: list[Cleaned | None] = []
+    for table in tables_of(workspace.offline, workspace.project):
+        if table in live:
+            cleaned.append(clean(workspace, table, dry_run=dry_run))
+            continue
+        why = "its table is kept" if table in left else why_kept(table)
+        if why is None:
+            cleaned.append(clean_gone(workspace, table, dry_run=dry_run))
+        elif held_count(workspace, table) != 0:
+            kept.append(Kept(f"the quarantine of {table}", why))
+    return [each for each in cleaned if each is not None]
 
 
 def _kept_sets(workspace: Readers) -> list[Kept]:

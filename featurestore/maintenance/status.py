@@ -29,6 +29,7 @@ from featurestore.ledger.runs import RunResult, runs
 from featurestore.ledger.statistics import recent_statistics
 from featurestore.ledger.unread import read_unread
 from featurestore.ledger.watermarks import Watermark, read_watermark
+from featurestore.quarantine.held import noted_held
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.times import to_rfc3339
 from featurestore.workspace import Readers
@@ -88,6 +89,8 @@ class ViewStatus:
     """That the online store has no room left, or hardly any, and what to do; the same for every view."""
     no_statistics: str = ""
     """That nothing was counted of its last run that appended rows, though it should have been; empty where it was."""
+    held: int = 0
+    """Rows that are set aside and that nobody has released or dropped, as far as the registry knows."""
     unreadable: str = ""
     """Why its table cannot be read, and what to do; newest event and rows then come from its last run."""
 
@@ -98,7 +101,7 @@ def status(workspace: Readers) -> list[ViewStatus]:
     found = []
     found_by_view, is_up = _mismatches(workspace)
     clocks, gone, room = _of_stores(workspace, now_us, is_online_up=is_up)
-    counted = _counted_runs(workspace)
+    counted, held = _counted_runs(workspace), noted_held(workspace.ledger, workspace.project)
     for name, registered in sorted(workspace.snapshot().views.items()):
         watermark = read_watermark(workspace.ledger, registered)
         history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
@@ -138,6 +141,7 @@ def status(workspace: Readers) -> list[ViewStatus]:
                 pushes_wait=pushes_wait,
                 waiting=_waiting(workspace, registered, watermark) if is_up and not running else 0,
                 unreadable=unreadable,
+                held=held[registered.ledger_key].held if registered.ledger_key in held else 0,
                 no_statistics=_no_statistics(workspace, registered, history, counted),
             )
         )

@@ -8,6 +8,8 @@ from featurestore.errors import FeatureStoreError, PlanError
 from featurestore.ledger.journal import catch_up_quietly
 from featurestore.offline.interface import MAX_SEQUENCE, TableId
 from featurestore.online.records.keys import view_prefix
+from featurestore.quarantine.cleaning import clean_gone
+from featurestore.quarantine.files import tables_of
 from featurestore.served.keep import drop_all
 from featurestore.statistics.gone import forget_gone
 from featurestore.steps import step
@@ -36,6 +38,9 @@ def drop_data(workspace: Workspace) -> None:
                     workspace.online.delete(view_prefix(workspace.project, view, generation))
             for table in tables:
                 workspace.offline.clean(table, keep=None)
+            for table in tables_of(workspace.offline, workspace.project):
+                if owned.of_table(table, asked=True) is None:
+                    clean_gone(workspace, table)
             drop_all(workspace)
             forget_gone(workspace)
     except FeatureStoreError as error:

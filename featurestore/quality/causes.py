@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from featurestore.definitions import FeatureView
-from featurestore.quality.past import PUSH, PUSH_US, Arrival, Past
+from featurestore.quality.past import PUSH, PUSH_US, RELEASE, Arrival, Past
 from featurestore.quality.rows import Key, LogRow, LogRows
 
 CAUSES = {
     "not published": "committed, and not yet published when it was served",
     "publishing": "served while it was being published",
+    "released": "the row was set aside, and released only after it was served",
     "late": "committed only after it was served",
     "corrected": "a correction of the same event, committed only after it was served",
     "pushed online": "the record was pushed online only",
@@ -117,6 +118,8 @@ class Causes:
 def on_its_way(arrival: Arrival, at_us: int, *, corrects: bool) -> str | None:
     """Return why rows of a commit were not served at an instant; None where they were online, as far as is known."""
     if arrival.committed_us is not None and arrival.committed_us > at_us:
+        if arrival.origin == RELEASE:
+            return "released"
         return "corrected" if corrects else "late"
     if is_under_way(arrival, at_us):
         return "publishing"

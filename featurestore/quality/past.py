@@ -16,7 +16,7 @@ from featurestore.registered.records import understood_or_left
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.times import MAX_INSTANT
 
-PUSH = "push"
+PUSH, RELEASE = "push", "release"
 PUSH_US = 5_000_000
 """How long after its commit a pushed row may be on its way online."""
 CRC_BYTES = 4

@@ -203,6 +203,24 @@ def test_rows_that_the_source_lost_were_withdrawn(world: World) -> None:
     assert causes(world.parity())[0] == {"withdrawn": 3}
 
 
+def test_a_row_that_was_released_is_told(world: World) -> None:
+    text = (world.root / "features.py").read_text()
+    checked = text.replace('Field("name", String)]', 'Field("name", String, expect=[Matches("[A-Z].*")])], '
+                           'on_failure="quarantine"')  # fmt: skip
+    (world.root / "features.py").write_text(checked)
+    with world.store() as store:
+        store.apply()
+    world.write("plain", "1", [(2, -1, "bob"), (4, -1, "dan"), (3, -1, "Cem")])
+    world.materialize()
+    assert [row[2] for row in world.serve((2, 3, 4))] == ["Bob", "Cem", None]
+    world.clock.advance(timedelta(minutes=1))
+    with world.store() as store:
+        store.release_quarantined("names", all=True, reason="nicknames are fine")
+    world.clock.advance(timedelta(minutes=1))
+    assert [row[2] for row in world.serve((2, 3, 4))] == ["bob", "Cem", "dan"]
+    assert causes(world.parity()) == ({"released": 2}, {})
+
+
 def test_another_ttl_is_told(world: World) -> None:
     assert world.serve()[2][:2] == [None, None]
     text = (world.root / "features.py").read_text()

@@ -46,8 +46,8 @@ def seen_at(world: World, at: Any, driver_id: int, feature: str = "ratings:ratin
     frame = pd.DataFrame({"driver_id": [driver_id], "event_timestamp": [at]})
     with warnings.catch_warnings(action="ignore", category=TrainingSetWarning):
         training = world.store.get_historical_features(frame, [feature])
-    assert training.certificate.views[0].from_future in (0, None)
-    return training.to_arrow().column(feature.partition(":")[2]).to_pylist()[0]
+        assert training.certificate.views[0].from_future in (0, None)
+        return training.to_arrow().column(feature.partition(":")[2]).to_pylist()[0]
 
 
 def test_rows_that_fail_are_set_aside_and_the_others_committed(
@@ -412,6 +412,9 @@ def test_a_full_disk_changes_nothing(world: World) -> None:
 def test_a_damaged_file_stops_what_needs_it_and_nothing_else(world: World, how: str) -> None:
     world.rides("1", BAD)
     world.run()
+    world.clock.advance(72 * HOUR)
+    world.rides("later", [3.0], first=20)
+    world.run()
     (file,) = (world.root / "data/offline/taxi").rglob("held.*.parquet")
     content = file.read_bytes()
     file.write_bytes(content[:-20] if how == "cut" else b"")
@@ -421,12 +424,12 @@ def test_a_damaged_file_stops_what_needs_it_and_nothing_else(world: World, how: 
         world.store.release_quarantined("ratings", all=True, reason="x")
     world.clock.advance(72 * HOUR)
     world.rides("2", [3.0, 9.0], first=10)
-    assert (world.run().appended, world.log().num_rows) == (1, 3)  # a run that reads later rows does not need it
-    span = to_instant(world.at(-99)), world.clock()
+    assert (world.run().appended, world.log().num_rows) == (1, 4)  # a run that reads later rows does not need it
+    span = to_instant(world.at(-199)), world.clock()
     (stopped,) = materialize(world.store.workspace, *span)
     assert stopped.state == "failed"
     assert "Restore it from a backup" in (stopped.error or "")
-    assert world.log().num_rows == 3
+    assert world.log().num_rows == 4
     file.write_bytes(content)
     assert world.held() == [1, 2, 3, 11]
     (whole,) = materialize(world.store.workspace, *span)
@@ -443,3 +446,38 @@ def test_many_rows_fail(tmp_path: Path) -> None:
     assert (again.unchanged, again.quarantined) == (100_001, 0)
     assert world.store.release_quarantined("ratings", all=True, reason="x").appended == 100_000
     assert world.log().num_rows == 100_001
+
+
+def test_gc_removes_what_is_decided_and_what_is_gone(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    fs = CommandLine(world.root, capsys)
+    world.rides("1", BAD)
+    world.run()
+    folder = world.root / "data/offline/taxi/_quarantine.ratings.1"
+    ids = world.store.quarantined("ratings")["fs_row_id"].to_pylist()
+    world.store.release_quarantined("ratings", rows=ids[:1], reason="x")
+    assert "quarantine" not in fs("gc")
+    assert len(world.held()) == 2
+    world.store.drop_quarantined("ratings", rows=ids[1:], reason="x")
+    assert "1 files of the quarantine of taxi/ratings/1 would be removed." in fs("gc", "--dry-run")
+    assert len(list(folder.glob("held.*"))) == 1
+    assert fs.json("gc")["quarantines"] == [{"table": "taxi/ratings/1", "files": 1, "held": 0, "is_gone": False}]
+    assert list(folder.glob("held.*")) == []
+    (again,) = materialize(world.store.workspace, to_instant(world.at(-9)), world.clock())  # their ids are kept
+    assert (again.appended, again.unchanged, again.quarantined) == (0, 5, 0)
+    world.rides("2", [9.0, 3.0], first=10)
+    world.run()
+    text = (world.root / "features.py").read_text()
+    world.define(text.replace('        Field("city", String, expect=[OneOf(["Bonn", "Köln"])]),\n', ""))
+    world.apply(allow_breaking=True)
+    assert "3 files of the quarantine of taxi/ratings/1 with 1 held rows would be removed" in fs("gc", "--dry-run")
+    assert len(list(folder.glob("*"))) == 3
+    assert "3 files of the quarantine of taxi/ratings/1 with 1 held rows removed" in fs("gc")
+    assert list(folder.glob("*")) == []
+    assert world.run().quarantined == 4  # all is read again for the new generation
+
+
+def test_a_teardown_removes_quarantines(world: World) -> None:
+    world.rides("1", BAD)
+    world.run()
+    world.store.teardown()
+    assert list((world.root / "data/offline").rglob("held.*")) == []

@@ -31,6 +31,10 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
         "records": garbage.records,
         "journal_entries": garbage.journal,
         "served_files": garbage.served,
+        "quarantines": [
+            {"table": str(each.table), "files": each.files, "held": each.held, "is_gone": each.is_gone}
+            for each in garbage.quarantines
+        ],
         "dry_run": dry_run,
     }
     output.emit(document)
@@ -41,6 +45,10 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
         output.say(f"{garbage.journal:,} old journal entries {'would be removed' if dry_run else 'removed'}.")
     if garbage.served:
         output.say(f"{garbage.served:,} old files of served logs {'would be removed' if dry_run else 'removed'}.")
+    for each in garbage.quarantines:
+        held = "" if not each.is_gone else f" with {'its' if each.held is None else f'{each.held:,}'} held rows"
+        removed = "would be removed" if dry_run else "removed"
+        output.say(f"{each.files:,} files of the quarantine of {each.table}{held} {removed}.")
     for kept in garbage.kept:
         output.say(f"{kept.what} kept: {kept.why}")
     if dry_run:

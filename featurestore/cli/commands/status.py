@@ -61,6 +61,9 @@ def command(store: FeatureStore, output: Output, servers: bool) -> None:
             output.say(f"{told} the next run, or with `{command}`.", style="yellow")
         if view.no_statistics:
             output.say(view.no_statistics, style="yellow")
+        if view.held:
+            held = "1 row is" if view.held == 1 else f"{view.held:,} rows are"
+            output.say(f"{view.view}: {held} set aside: `fs quarantine list {view.view}` shows why.", style="yellow")
         if view.waiting:
             output.say(in_words(view.view, view.waiting), style="yellow")
     _warn(output, found)

@@ -150,6 +150,12 @@ class Metrics:
             "featurestore_committed_age_seconds", "Since the end of the last committed interval of a view.", ["view"]
         )
 
+        self._held_rows = gauge(
+            "featurestore_quarantine_rows",
+            "Rows of a view that runs set aside because they fail rules, and that nobody released or dropped.",
+            ["view"],
+        )
+
     def _add_windows(self, gauge: Callable[..., Gauge]) -> None:
         """Add what is measured of views with windows."""
         self._newest_events = Histogram(
@@ -233,6 +239,7 @@ class Metrics:
         for view, each in found.items():
             if each.committed_until_us is not None:
                 self._committed_age.labels(view).set((now_us - each.committed_until_us) / 1_000_000)
+            self._held_rows.labels(view).set(each.held)
             for result, count in each.published.items():
                 self._publish_rows.labels(view, result).set(count)
 

@@ -13,12 +13,12 @@ from featurestore_registry.catalog.frame import Page
 from featurestore_registry.catalog.pages.ledgered import readers_of
 from featurestore_registry.catalog.pages.shared import about, join_keys, personal_of, why_hidden
 from featurestore_registry.catalog.project import SERVICE, VIEW, Feature, features_of
-from featurestore_registry.catalog.reading import objects
+from featurestore_registry.catalog.reading import objects, read
 from featurestore_registry.catalog.statistics import MOST_RUNS, InSet, Profile, in_training_sets, profile_of
 from featurestore_registry.catalog.usage import usage
 from featurestore_registry.catalog.windows import windows_of
 from featurestore_registry.catalog.words import counted, instant, took
-from featurestore_registry.documents import ColumnStatistics, RunDocument, Scalar
+from featurestore_registry.documents import QUARANTINE, ColumnStatistics, QuarantineDocument, RunDocument, Scalar
 from featurestore_registry.records import Record
 
 RUNS = 40
@@ -72,6 +72,7 @@ def view(ask: Ask, record: Record) -> Page:
             "usage": usage(references, "", keys),
             "ttl_us": document.get("ttl_us"),
             "expected": objects(document.get("expect")),
+            "held": read(ask.ledger.latest(ask.project.name, QUARANTINE, key), QuarantineDocument),
             "sql": document.get("sql"),
             "activity": activity_of_view(ask.ledger, ask.project.name, record.name, document),
             "runs": runs,

@@ -1,0 +1,77 @@
+"""What goes from quarantines: files whose rows are all released or dropped, and those of generations that are gone."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from featurestore.engine.checks import ROW_ID
+from featurestore.errors import DamagedFileError
+from featurestore.ledger.leases import holding
+from featurestore.offline.interface import TableId
+from featurestore.quarantine.files import blobs_of, files_of, ids_of, reader_of, what
+from featurestore.quarantine.held import held_rows
+from featurestore.types.arrow import one_array
+from featurestore.workspace import Readers, Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What goes of one generation."""
+
+    table: TableId
+    files: int
+    held: int | None
+    """Rows that were held still, of a generation that is gone; None where a file cannot be read. Of others 0."""
+    is_gone: bool
+
+
+def clean(workspace: Workspace, table: TableId, *, dry_run: bool = False) -> Cleaned | None:
+    """Remove files of a generation that is in use, of which every row is released or dropped; their ids are kept.
+
+    None where there are none. A damaged file stays, and those that depend on it.
+    """
+    import pyarrow.compute as pc
+
+    blobs = blobs_of(workspace.offline, table)
+    files = files_of(blobs)
+    over = [file for file in files if file.state in ("released", "dropped")]
+    if not over:
+        return None
+    try:
+        told = one_array(ids_of(blobs, table, over).column(ROW_ID))
+        old = [
+            file.name
+            for file in files
+            if file.state == "held"
+            and pc.all(pc.is_in(ids_of(blobs, table, [file]).column(ROW_ID), value_set=told)).as_py()
+        ]
+    except DamagedFileError:
+        return None
+    if old and not dry_run:
+        holder = secrets.token_hex(8)
+        with holding(workspace.ledger, table.project, table.view, holder=holder, clock=workspace.clock):
+            for name in old:  # a run may just be reading them
+                blobs.delete(name, what(table))
+    return Cleaned(table, len(old), 0, is_gone=False) if old else None
+
+
+def clean_gone(workspace: Workspace, table: TableId, *, dry_run: bool = False) -> Cleaned | None:
+    """Remove all files of a generation that is gone; None where there are none."""
+    blobs = blobs_of(workspace.offline, table)
+    names = [blob.name for blob in blobs.list()]
+    if not names:
+        return None
+    held = held_count(workspace, table)
+    for name in [] if dry_run else names:
+        blobs.delete(name, what(table))
+    return Cleaned(table, len(names), held, is_gone=True)
+
+
+def held_count(workspace: Readers, table: TableId) -> int | None:
+    """Return how many rows of a generation are held; None where a file cannot be read."""
+    try:
+        held = held_rows(reader_of(workspace.offline, table), table, [ROW_ID])
+    except DamagedFileError:
+        return None
+    return sum(int(each.rows.num_rows) for each in held)
