@@ -1,8 +1,8 @@
 """The offline store: one append-only table of row versions per view and generation.
 
 A table's columns: join keys, ``event_ts`` and ``created_ts`` (timestamps in UTC microseconds, created may be
-null), ``fs_seq`` (int64, arrival order, unique in a table), ``fs_origin`` (``batch`` or ``push``), features. Rows
-within a file are in (event_ts, created_ts, fs_seq) order.
+null), ``fs_seq`` (int64, arrival order, unique in a table), ``fs_origin`` (``batch``, ``push`` or ``release``),
+features. Rows within a file are in (event_ts, created_ts, fs_seq) order.
 """
 
 from __future__ import annotations
