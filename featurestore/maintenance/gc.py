@@ -121,15 +121,7 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
             kept.append(Kept(f"offline table {table}", why))
     live = {each.table for each in snapshot.views.values() if owned.of_table(each.table) is None}
     quarantines = _clean_quarantines(workspace, live, {*tables} - {*unused}, why_kept, kept, dry_run=dry_run)
-    parts = []
-    for view, generation in _unused_parts(snapshot, owned, prepared):
-        why = owned.of_part(view, generation) or _still_read(until, view, generation)
-        if why is None and not dry_run and not prepared.give_up(view, generation):
-            continue
-        if why is None:
-            parts.append((view, generation))
-        elif next(iter(workspace.online.scan(view_prefix(workspace.project, view, generation))), None):
-            kept.append(Kept(f"online records of {view} (generation {generation})", why))
+    parts = _parts_to_remove(workspace, _unused_parts(snapshot, owned, prepared), owned, prepared, until, kept, dry_run)
     cleaned = [table for table in tables if table not in left and owned.of_table(table) is None]
     forgotten, refused = forget_old(workspace, cleaned, dry_run=dry_run)
     kept += [*_kept_sets(workspace), *(Kept("old entries of the journal", why) for why in refused)]
@@ -139,6 +131,28 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     counts = {"journal": forgotten, "served": served}
     garbage = Garbage(tuple(unused), tuple(prefixes), tuple(kept), pushed, **counts, quarantines=tuple(quarantines))
     return garbage if dry_run else _remove(workspace, cleaned, garbage, parts, pinned)
+
+
+def _parts_to_remove(
+    workspace: Workspace,
+    unused: Sequence[tuple[str, int]],
+    owned: Ownership,
+    prepared: Preparations,
+    until: Mapping[tuple[str, int], int],
+    kept: list[Kept],
+    dry_run: bool,
+) -> list[tuple[str, int]]:
+    """Return the online parts that go, of those that no definition uses; notes in ``kept`` why others stay."""
+    parts = []
+    for view, generation in unused:
+        why = owned.of_part(view, generation) or _still_read(until, view, generation)
+        if why is None and not dry_run and not prepared.give_up(view, generation):
+            continue
+        if why is None:
+            parts.append((view, generation))
+        elif next(iter(workspace.online.scan(view_prefix(workspace.project, view, generation))), None):
+            kept.append(Kept(f"online records of {view} (generation {generation})", why))
+    return parts
 
 
 def _clean_quarantines(

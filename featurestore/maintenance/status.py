@@ -104,9 +104,8 @@ def status(workspace: Readers) -> list[ViewStatus]:
     counted, held = _counted_runs(workspace), noted_held(workspace.ledger, workspace.project)
     for name, registered in sorted(workspace.snapshot().views.items()):
         watermark = read_watermark(workspace.ledger, registered)
-        history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
-        # Runs that prepare the next generation say nothing about the served one.
-        history = [run for run in history if run.generation == registered.generation]
+        every = runs(workspace.ledger, workspace.project, name, now_us=now_us)
+        history = [run for run in every if run.generation == registered.generation]  # others prepare the next one
         unfinished = list(takewhile(lambda run: run.state in ("running", "killed"), history))
         running = tuple(run for run in unfinished if run.state == "running")
         lag = _lag(workspace, registered) if is_up else None

@@ -159,11 +159,14 @@ def _chosen(workspace: Readers, table: TableId, choice: Choice, *, is_needed: bo
 def _nothing_held(workspace: Readers, table: TableId) -> NoReturn:
     others = [each for each in tables_of(workspace.offline, table.project) if each.view == table.view and each != table]
     held = [each for each in others if held_rows(reader_of(workspace.offline, each), each, [ROW_ID])]
-    drop_them = f"fs quarantine drop {table.view} --all --generation"
-    hint = "; ".join(f"generation {one.generation} holds some: `{drop_them} {one.generation}`" for one in held)
+    hint = " ".join(
+        f"Generation {one.generation} holds some: `fs quarantine drop {table.view} --generation {one.generation} --all "
+        "--reason TEXT`."
+        for one in held
+    )
     raise NotFoundError(
         f"No rows of {table.view} (generation {table.generation}) are held.",
-        hint=f"Its {hint}." if hint else "Runs set rows aside where a view says on_failure='quarantine'.",
+        hint=hint or "Runs set rows aside where a view says on_failure='quarantine'.",
         name=table.view,
     )
 

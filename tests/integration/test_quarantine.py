@@ -307,7 +307,7 @@ def test_another_generation_takes_no_rows_of_the_one_before(world: World, capsys
     world.apply(allow_breaking=True)
     fs = CommandLine(world.root, capsys)
     assert "generation 1 is not applied any more" in fs("quarantine", "list")
-    with pytest.raises(NotFoundError, match="generation 1 holds some"):
+    with pytest.raises(NotFoundError, match="Generation 1 holds some"):
         world.store.release_quarantined("ratings", all=True, reason="x")
     refused = fs("quarantine", "release", "ratings", "--generation", "1", "--all", "--reason", "x", expect=1)
     assert "cannot be released" in refused

@@ -34,6 +34,7 @@ FILL = [
     (r"‹[^›]*start[^›]*›|START", "2026-01-01"),
     (r"‹[^›]*end[^›]*›|END", "2026-01-02"),
     (r"‹option›", ""),
+    (r"‹[^›]*generation›", "1"),
     (r"‹[^›]*›", "x"),
 ]
 """What stands for what: instants are no texts like others, and an option may be left out."""
