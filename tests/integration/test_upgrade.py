@@ -327,7 +327,7 @@ INNER = {
 """What the earlier release reads, and it refuses any further field."""
 
 
-OF_EVENTS = {"unusable", "conflicts", "conflicts_in_source", "source_begun_us", "unmet", "accepted"}
+OF_EVENTS = {"unusable", "conflicts", "conflicts_in_source", "source_begun_us", "unmet", "accepted", "quarantined"}
 """What is only written of views that no earlier release knows."""
 PUBLISHED = {"watermark": WatermarkDocument, "run": RunDocument, "run_start": RunDocument}
 """What other programs are told of the documents."""
