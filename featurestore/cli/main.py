@@ -35,6 +35,7 @@ COMMANDS = {
     "serve": "Serve features over HTTP.",
     "served": "Show what servers kept of their answers.",
     "parity": "Compare what was served with what should have been.",
+    "monitor": "Compare features with their baseline.",
     "token": "Create, list and revoke tokens of servers.",
     "catalog": "Show the catalog in a browser.",
     "list": "List what is registered.",

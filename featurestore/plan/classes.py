@@ -16,6 +16,7 @@ from featurestore.definitions import (
     FeatureService,
     FeatureView,
     Field,
+    Monitor,
     OnDemandFeatureView,
     ParquetSource,
     PushSource,
@@ -33,7 +34,7 @@ class ChangeClass(IntEnum):
     """How much a change demands from its users; a greater class demands more."""
 
     METADATA = 0
-    """Descriptions, owners, tags, what is deprecated, statistics, expectations, what is logged of serving."""
+    """Descriptions, owners, tags, what is deprecated, statistics, expectations, what is logged and monitored."""
     COMPATIBLE = 1
     """Everything that worked keeps working, with the same values."""
     REBUILD = 2
@@ -227,6 +228,11 @@ def _service(before: FeatureService, after: FeatureService) -> list[Difference]:
     return [Difference("features", old, new, ChangeClass.COMPATIBLE if grew else ChangeClass.BREAKING), *logs]
 
 
+def _monitor(before: Monitor, after: Monitor) -> list[Difference]:
+    watched = _compare("target", before.target.key, after.target.key, ChangeClass.METADATA)
+    return watched + _attributes(before, after, ChangeClass.METADATA, "baseline", "window", "checks")
+
+
 def _service_features(service: FeatureService) -> list[str]:
     return [f"{read.name}:{field.name}{_origin(read)}" for read in service.features for field in read.features]
 
@@ -268,6 +274,7 @@ _RULES: dict[type[Definition], tuple[Callable[[Any, Any], list[Difference]], Cha
     FeatureView: (_view, ChangeClass.DESTRUCTIVE),
     OnDemandFeatureView: (_on_demand, ChangeClass.BREAKING),
     FeatureService: (_service, ChangeClass.BREAKING),
+    Monitor: (_monitor, ChangeClass.METADATA),
 }
 """What compares two definitions of a kind, and the class of deleting one. Entities and sources go only when nothing
 refers to them any more."""

@@ -18,6 +18,7 @@ from featurestore.definitions import (
     FeatureSelection,
     FeatureService,
     FeatureView,
+    Monitor,
     OnDemandFeatureView,
     PushSource,
     RequestSource,
@@ -78,6 +79,8 @@ def parts_of(definition: Definition) -> tuple[Definition, ...]:
         return tuple(s if isinstance(s, RequestSource) else s.view for s in definition.inputs)
     if isinstance(definition, FeatureService):
         return tuple(f if isinstance(f, OnDemandFeatureView) else f.view for f in definition.features)
+    if isinstance(definition, Monitor):
+        return (definition.target,)
     return ()
 
 
@@ -100,6 +103,8 @@ def with_views(definition: Definition, other: Callable[[FeatureView], FeatureVie
         return definition.replaced(inputs=tuple(map(changed, definition.inputs)))
     if isinstance(definition, FeatureService):
         return definition.replaced(features=tuple(map(changed, definition.features)))
+    if isinstance(definition, Monitor):
+        return definition.replaced(target=with_views(definition.target, other))
     return definition
 
 

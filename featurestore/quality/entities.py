@@ -36,11 +36,12 @@ def entity_columns(workspace: Readers, request: FeatureRequest, rows: pa.Table) 
     found = {}
     for name, types in request.key_types.items():
         column = rows.column(KEY + name).combine_chunks()
-        found[name] = column.cast(arrow_type(types[0])) if ids <= {""} else _looked_up(workspace, request, name, column)
+        found[name] = column.cast(arrow_type(types[0])) if ids <= {""} else looked_up(workspace, request, name, column)
     return found
 
 
-def _looked_up(workspace: Readers, request: FeatureRequest, name: str, hashes: pa.Array) -> pa.Array:
+def looked_up(workspace: Readers, request: FeatureRequest, name: str, hashes: pa.Array) -> pa.Array:
+    """Return the keys that hashes stand for, by the settings' secret; null where no view's log holds one."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

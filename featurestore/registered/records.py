@@ -20,6 +20,7 @@ from featurestore.definitions import (
     FeatureService,
     FeatureView,
     Field,
+    Monitor,
     OnDemandFeatureView,
     ParquetSource,
     PushSource,
@@ -30,6 +31,7 @@ from featurestore.definitions.expectations import RULES, Between, Fresh, OneOf, 
 from featurestore.definitions.on_demand import input_names
 from featurestore.errors import FeatureStoreError, NotFoundError, RegistryFormatError, did_you_mean
 from featurestore.project.loader import parts_of
+from featurestore.registered.monitors import monitor_document, monitor_from
 from featurestore.types import ValueType, parse_type
 from featurestore.types.times import MICROSECOND
 from featurestore.types.values import from_json, to_json
@@ -38,7 +40,16 @@ logger = logging.getLogger("featurestore")
 
 KINDS: dict[str, type[Definition]] = {
     kind.kind: kind
-    for kind in (Entity, ParquetSource, PushSource, RequestSource, FeatureView, OnDemandFeatureView, FeatureService)
+    for kind in (
+        Entity,
+        ParquetSource,
+        PushSource,
+        RequestSource,
+        FeatureView,
+        OnDemandFeatureView,
+        FeatureService,
+        Monitor,
+    )
 }
 """Every kind by its name, each after the kinds it may depend on."""
 
@@ -364,6 +375,10 @@ def _write_service(service: FeatureService) -> Written:
     return document, fields
 
 
+def _write_monitor(monitor: Monitor) -> Written:
+    return monitor_document(monitor), []
+
+
 def _record_field(field: Field, inputs: Iterable[str] = ()) -> RecordField:
     return RecordField(field.name, str(field.type), field.description, field.tags, tuple(inputs))
 
@@ -452,4 +467,5 @@ _FORMS: dict[str, tuple[Callable[[Any], Written], Reader]] = {
     FeatureView.kind: (_write_view, _read_view),
     OnDemandFeatureView.kind: (_write_on_demand, _read_on_demand),
     FeatureService.kind: (_write_service, _read_service),
+    Monitor.kind: (_write_monitor, monitor_from),
 }

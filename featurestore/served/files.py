@@ -243,23 +243,40 @@ def joined(kind: Kind, tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Tabl
     return pa.concat_tables([target.empty_table(), *cast])
 
 
-def _wider(kind: Kind, name: str, one: pa.DataType, other: pa.DataType, table: pa.Table) -> pa.DataType:
+def without_others(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table in which columns of types that do not go together with a schema's are null."""
     import pyarrow as pa
+
+    for place, field in enumerate(table.schema):
+        at = schema.get_field_index(field.name)
+        if at >= 0 and _together(schema.field(at).type, field.type) is None:
+            table = table.set_column(place, field.name, pa.nulls(table.num_rows))
+    return table
+
+
+def _wider(kind: Kind, name: str, one: pa.DataType, other: pa.DataType, table: pa.Table) -> pa.DataType:
     import pyarrow.compute as pc
 
-    if one == other or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    for narrow, wide in ((pa.int32(), pa.int64()), (pa.float32(), pa.float64())):
-        if {one, other} == {narrow, wide}:
-            return wide
+    if (found := _together(one, other)) is not None:
+        return found
     since = to_rfc3339(pc.min(table.column(kind.at).cast("int64")).as_py())
     raise InputError(
         f"{name!r} of the {kind.words} is {one} and, in rows from {since} on, {other}.",
         hint="Read the spans before and after the change apart: pass start and end.",
         column=name,
     )
+
+
+def _together(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """Return the type that holds the values of two, None where none does."""
+    import pyarrow as pa
+
+    if one == other or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    pairs = (pa.int32(), pa.int64()), (pa.float32(), pa.float64())
+    return next((wide for narrow, wide in pairs if {one, other} == {narrow, wide}), None)
 
 
 def merge_old(kind: Kind, blobs: Blobs, service: str, before_us: int, *, least: int = 8) -> None:

@@ -29,9 +29,10 @@ from featurestore.served.files import (
     replace,
     rows_between,
     settled,
+    without_others,
 )
 from featurestore.served.shape import KEY, REQUEST_ID, ROW, ServedShape, key_id, secret_key, shape_of
-from featurestore.statistics.sets import hashed
+from featurestore.statistics.sets import hashed, thinned
 from featurestore.types import ValueType, parse_type
 from featurestore.types.times import MICROSECOND
 from featurestore.types.values import coerce
@@ -98,11 +99,19 @@ def kept_logs(workspace: Readers) -> list[KeptLog]:
     return found
 
 
-def read_served(workspace: Readers, service: str, start_us: int, end_us: int) -> pa.Table:
-    """Return what was served in [start, end), oldest first, in the columns of the service's newest revision."""
+def read_served(workspace: Readers, service: str, start_us: int, end_us: int, *, most: int | None = None) -> pa.Table:
+    """Return what was served in [start, end), oldest first, in the columns of the service's newest revision.
+
+    Of more than ``most`` rows so many are returned, chosen by chance that is the same each time. With it a column that
+    had another type, as its definition was another one, is null there; without it that raises InputError.
+    """
     snapshot = workspace.snapshot()
     shape = _shape(workspace, snapshot, service)
-    tables = list(rows_between(SERVED, workspace, service, start_us, end_us))
+    found = rows_between(SERVED, workspace, service, start_us, end_us)
+    if most is None:
+        tables = list(found)
+    else:
+        tables = thinned(found if shape is None else (without_others(each, shape.schema) for each in found), most)
     if shape is None and not tables:
         raise no_log(snapshot, service, services_kept(workspace))
     schema = tables[-1].schema if shape is None else shape.schema

@@ -66,6 +66,22 @@ def sampled_rows(count: int, most: int) -> npt.NDArray[np.int64]:
     return rows.astype(np.int64)
 
 
+def thinned(tables: Iterable[pa.Table], most: int) -> list[pa.Table]:
+    """Return tables as they come; of more than ``most`` rows so many, chosen by a seeded hash."""
+    kept, rows, share = list[Any](), 0, 1.0
+    for table in tables:
+        kept.append(_some(table, share))
+        rows += kept[-1].num_rows
+        if rows > 2 * most:  # no more is held at once, however many there are
+            kept = [_some(each, 0.5) for each in kept]
+            rows, share = sum(each.num_rows for each in kept), share / 2
+    return [_some(each, min(most / rows, 1.0)) for each in kept] if rows else kept
+
+
+def _some(table: pa.Table, share: float) -> pa.Table:
+    return table if share == 1.0 else table.take(sampled_rows(table.num_rows, round(share * table.num_rows)))
+
+
 class SetProfile:
     """Counts a training set while its batches pass."""
 

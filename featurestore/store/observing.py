@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
-from featurestore.definitions import FeatureService, FeatureView
+from featurestore.definitions import FeatureService, FeatureView, Monitor
 from featurestore.types.times import given_instant
 from featurestore.workspace import Workspace
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from featurestore.materialization import RunResult
     from featurestore.materialization.deciding import Dropped
     from featurestore.quality.parity import Parity
+    from featurestore.quality.report import MonitorResult
     from featurestore.served.joining import PredictedRows
     from featurestore.served.keep import Forgotten
 
@@ -143,6 +144,18 @@ class Observing:
 
         name = service if isinstance(service, str) else service.name
         return parity(self.workspace, name, *self._span(start, end))
+
+    def monitor(self, monitor: str | Monitor, until: Instant | None = None) -> MonitorResult:
+        """Compare the last two windows before an instant with a monitor's baseline, and keep what was found.
+
+        Both windows have to be too far from the baseline for an alarm. Too few rows or entities are not judged. Raises
+        NotFoundError for a monitor, a service or a training set that is not there, InputError where rows are chosen in
+        ways that do not compare, and what reading the served log or the offline store raises.
+        """
+        from featurestore.quality.monitoring import monitor as run
+        from featurestore.quality.report import MonitorResult
+
+        return MonitorResult(run(self.workspace, monitor, None if until is None else given_instant(until)))
 
     def forget_served(self, entity: Mapping[str, Any], services: str | Sequence[str] | None = None) -> Forgotten:
         """Remove the rows of an entity from the served logs of all services, or of some, and their predictions.

@@ -18,6 +18,8 @@ STATISTICS, EDGES = "statistics", "edges"
 ``training_set:{name}``. An on-demand feature view has generation 0."""
 QUARANTINE = "quarantine"
 """The kind of entries about rows that are set aside; the key is ``{view}.{generation}``."""
+MONITOR = "monitor"
+"""A kind of entries: what a monitor found. The key is its name."""
 CONSUMER, TRAINING_SET = "consumer", "training_set"
 """Kinds of entries. The key of both is the name; a deleted one's newest document is one of `DELETED`."""
 DELETED: tuple[Mapping[str, bool], ...] = ({"deleted": True}, {"gone": True})
@@ -237,6 +239,90 @@ class StatisticsDocument:
     """Of the code that on-demand features of a training set were computed with; of a view's SQL."""
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """For each source its files when the run read them, at most 100."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedLine:
+    """One figure that a monitor compared with a bound."""
+
+    name: str
+    """Such as ``psi``, ``nulls`` or ``new_values``."""
+    value: float
+    bound: float
+    """From where on it is too far, what chance makes included."""
+    told: str
+    """The figures in words."""
+    exceeds: bool = False
+    exceeded_before: bool = False
+    """Whether it was too far in the window before, too: both make an alarm."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriftCause:
+    """What a change comes with, strongest first."""
+
+    kind: str
+    """Such as ``segment``, ``unit``, ``definition``, ``run``, ``nulls`` or ``entities``."""
+    told: str
+    weight: float = 0.0
+    """The share of the change that it explains, as far as that can be said."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedFeature:
+    """One feature of a monitor, or the records of a view."""
+
+    name: str
+    state: Literal["ok", "watch", "alarm", "not judged"]
+    """``watch``: too far in the last window alone."""
+    rows: int = 0
+    entities: int = 0
+    baseline_rows: int = 0
+    baseline_entities: int = 0
+    lines: tuple[ComparedLine, ...] = ()
+    not_judged: str = ""
+    """Why nothing, or not everything, was compared."""
+    bars: tuple[tuple[str, float, float], ...] = ()
+    """For a drawing: what a bar stands for, its share of the baseline's values, and of those of the window."""
+    causes: tuple[DriftCause, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorAlarm:
+    """A line that is too far, until it is found not to be."""
+
+    id: str
+    feature: str
+    line: str
+    told: str
+    opened_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorDocument:
+    """What a monitor found."""
+
+    monitor: str
+    target: str
+    """``feature_service:{name}`` or ``feature_view:{name}``."""
+    state: Literal["ok", "watch", "alarm", "not judged"]
+    made_us: int
+    start_us: int
+    """The last window, [start, until); the one before it is as long and ends where it starts."""
+    until_us: int
+    baseline: str
+    """In words."""
+    rows: int = 0
+    features: tuple[WatchedFeature, ...] = ()
+    alarms: tuple[MonitorAlarm, ...] = ()
+    match_rate: float | None = None
+    """The share of served values that are what was online by then; None where that was not asked for."""
+    revision: str = ""
+    """The hash of the definitions' revision."""
+    definition: str = ""
+    """A hash of the monitor's definition: alarms of another one ended with it."""
+    models: tuple[str, ...] = ()
+    """Consumers of the service."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,8 @@ RUNS = [
     ["policy", "show"],
     ["serve", "--host", NAMES],
     ["served", "list"],
+    ["monitor", NAMES],
+    ["quarantine", "list"],
     ["parity", NAMES],
     ["teardown"],
     ["init", f"{NAMES}/new"],
@@ -150,7 +152,8 @@ def expected_code(arguments: list[str]) -> int:
     if arguments == [NAMES] or f"{NAMES}=1" in arguments or arguments[0] == "catalog":
         return 2
     is_unknown = (
-        arguments[0] in ("accept", "show", "lineage", "parity", "peek", "push", "promote") and arguments[1] == NAMES
+        arguments[0] in ("accept", "show", "lineage", "monitor", "parity", "peek", "push", "promote")
+        and arguments[1] == NAMES
     )
     needs_more = arguments[0] in ("serve", "teardown", "policy", *NEED_A_SERVER)
     return 1 if is_unknown or needs_more or f"{NAMES}/x.parquet" in arguments else 0

@@ -74,7 +74,7 @@ LEDGER: Mapping[str, Needs] = {
         Needs(Role.VIEWER, Role.OPERATOR),
     ),
     **dict.fromkeys(("training_set", "training_set_frame"), Needs(Role.VIEWER, Role.OPERATOR)),
-    **dict.fromkeys(("statistics", "edges"), Needs(Role.READER, Role.OPERATOR)),  # they show values
+    **dict.fromkeys(("statistics", "edges", "monitor"), Needs(Role.READER, Role.OPERATOR)),  # they show values
     **dict.fromkeys(("generation", "prepared", "consumer"), Needs(Role.VIEWER, Role.EDITOR)),
 }
 """By the kind of a ledger's entries. Tokens have routes of their own."""

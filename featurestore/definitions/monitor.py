@@ -1,0 +1,240 @@
+"""Monitors: what is watched of the features that a service serves, or that a view's runs bring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+
+from pydantic import SerializeAsAny, field_validator, model_validator
+
+from featurestore.definitions.base import Definition, Part, as_dict, as_tuple
+from featurestore.definitions.service import FeatureService
+from featurestore.definitions.view import FeatureView
+from featurestore.errors import DefinitionError
+
+Baseline = str | timedelta | tuple[datetime, datetime]
+"""The name of a saved training set, the time right before the windows that are compared, or a span [start, end)."""
+
+
+class Check(Part):
+    """What a monitor looks at."""
+
+
+class Drift(Check):
+    """How far values may be from the baseline's before that is an alarm. None turns a line off.
+
+    ``features`` are those that it is for, all where there are none; of two for one feature the last one counts.
+    ``psi`` is the population stability index over the bins that a feature is counted in everywhere, ``shift`` the
+    distance of the means in standard deviations of the baseline, ``jensen_shannon`` the distance (0 to 1) of
+    categories. ``nulls`` and ``statuses`` are changes of a share, ``outside`` how much more lies outside the bins,
+    ``new_values`` the share from which a value that was hardly there before counts, ``stale`` the share of records that
+    are older than 95 % of the baseline's were. What chance makes of so few entities is allowed on top of each.
+
+    With fewer than ``rows`` rows or ``entities`` entities on either side nothing is judged. With ``same_weekday`` a
+    baseline of four weeks or more is compared by the days of the week that the window has.
+    """
+
+    kind: ClassVar[str] = "drift"
+    title: ClassVar[str] = "Drift"
+
+    features: tuple[str, ...] = ()
+    psi: float | None = 0.2
+    shift: float | None = 0.5
+    jensen_shannon: float | None = 0.2
+    nulls: float | None = 0.05
+    statuses: float | None = 0.05
+    outside: float | None = 0.05
+    new_values: float | None = 0.01
+    stale: float | None = 0.5
+    rows: int = 500
+    entities: int = 200
+    same_weekday: bool = True
+
+    def __init__(
+        self,
+        features: str | Sequence[str] = (),
+        *,
+        psi: float | None = 0.2,
+        shift: float | None = 0.5,
+        jensen_shannon: float | None = 0.2,
+        nulls: float | None = 0.05,
+        statuses: float | None = 0.05,
+        outside: float | None = 0.05,
+        new_values: float | None = 0.01,
+        stale: float | None = 0.5,
+        rows: int = 500,
+        entities: int = 200,
+        same_weekday: bool = True,
+    ) -> None:
+        self._fill(
+            features=(features,) if isinstance(features, str) else as_tuple(features),
+            psi=psi,
+            shift=shift,
+            jensen_shannon=jensen_shannon,
+            nulls=nulls,
+            statuses=statuses,
+            outside=outside,
+            new_values=new_values,
+            stale=stale,
+            rows=rows,
+            entities=entities,
+            same_weekday=same_weekday,
+        )
+
+    @field_validator("psi", "shift", mode="before")
+    @classmethod
+    def _check_distance(cls, bound: object) -> object:
+        return _bound(bound, math.inf, "a number greater than 0, such as 0.2, or None")
+
+    @field_validator("jensen_shannon", "nulls", "statuses", "outside", "new_values", "stale", mode="before")
+    @classmethod
+    def _check_share(cls, bound: object) -> object:
+        return _bound(bound, 1.0, "greater than 0 and at most 1, or None")
+
+    @field_validator("rows", "entities")
+    @classmethod
+    def _check_least(cls, least: int) -> int:
+        if least < 1:
+            raise ValueError("must be 1 or more")
+        return least
+
+
+class MatchRate(Check):
+    """At least this share of the served values is what was committed and online by then, as `FeatureStore.parity`."""
+
+    kind: ClassVar[str] = "match_rate"
+    title: ClassVar[str] = "MatchRate"
+
+    at_least: float
+
+    def __init__(self, at_least: float) -> None:
+        self._fill(at_least=at_least)
+
+    @field_validator("at_least", mode="before")
+    @classmethod
+    def _check(cls, share: object) -> object:
+        return _bound(share, 1.0, "a share greater than 0 and at most 1, such as 0.999", optional=False)
+
+
+class Monitor(Definition):
+    """Watches what is served for a service, or the rows that runs bring to a view, beside a baseline.
+
+    A service is compared with a saved training set (its name), or with what was served before: in the time right before
+    the compared windows (a timedelta), or in a span of two instants. A view is compared with its own rows, in one of
+    the latter two ways. ``window`` is how long one comparison reaches back; two windows in a row make an alarm.
+    """
+
+    kind: ClassVar[str] = "monitor"
+    title: ClassVar[str] = "Monitor"
+
+    target: FeatureService | FeatureView
+    baseline: Baseline
+    window: timedelta = timedelta(days=1)
+    checks: tuple[SerializeAsAny[Check], ...]
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        service: FeatureService | None = None,
+        view: FeatureView | None = None,
+        baseline: Baseline,
+        window: timedelta = timedelta(days=1),
+        checks: Sequence[Check] = (),
+        description: str = "",
+        owner: str = "",
+        tags: Mapping[str, str] | None = None,
+        deprecated: str = "",
+    ) -> None:
+        if (service is None) == (view is None):
+            raise DefinitionError(f"Monitor {name!r}: give it a service or a view, one of them.", object=name)
+        self._fill(
+            name,
+            target=view if service is None else service,
+            baseline=as_tuple(baseline),
+            window=window,
+            checks=as_tuple(checks) or (Drift(),),
+            description=description,
+            owner=owner,
+            tags=as_dict(tags),
+            deprecated=deprecated,
+        )
+
+    @property
+    def drift(self) -> tuple[Drift, ...]:
+        """Its checks for drift, in their order."""
+        return tuple(check for check in self.checks if isinstance(check, Drift))
+
+    def drift_of(self, feature: str) -> Drift | None:
+        """Return the check that counts for a feature, None where it is not watched."""
+        return next((each for each in reversed(self.drift) if not each.features or feature in each.features), None)
+
+    @field_validator("window")
+    @classmethod
+    def _check_window(cls, window: timedelta) -> timedelta:
+        if window <= timedelta(0):
+            raise ValueError("must be greater than zero, such as timedelta(days=1)")
+        return window
+
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _check_baseline(cls, baseline: Any) -> Any:
+        if isinstance(baseline, timedelta):
+            if baseline <= timedelta(0):
+                raise ValueError("must be greater than zero, such as timedelta(days=28)")
+        elif isinstance(baseline, str):
+            if not baseline:
+                raise ValueError("is the name of a saved training set, which cannot be empty")
+        elif not (
+            isinstance(baseline, tuple) and len(baseline) == 2 and all(isinstance(e, datetime) for e in baseline)
+        ):
+            raise ValueError("is the name of a saved training set, a timedelta, or two datetimes")
+        else:
+            start, end = (each if each.tzinfo else each.replace(tzinfo=UTC) for each in baseline)
+            if start >= end:
+                raise ValueError("the span's start must be before its end")
+            return (start.astimezone(UTC), end.astimezone(UTC))
+        return baseline
+
+    @model_validator(mode="after")
+    def _check(self) -> Monitor:
+        target = self.target
+        if isinstance(target, FeatureView):
+            if isinstance(self.baseline, str):
+                raise ValueError(
+                    "baseline: a view's rows, one for each entity and run, do not compare with a training set's, which "
+                    "are chosen by traffic; give a timedelta or a span"
+                )
+            if any(isinstance(check, MatchRate) for check in self.checks):
+                raise ValueError("checks: MatchRate compares what a service served; this monitor is of a view")
+        elif target.log is None:
+            raise ValueError(f"service: {target.name!r} keeps no log of what is served: declare log=ServedLog(...)")
+        known = _feature_names(target)
+        for check in self.drift:
+            if unknown := next((name for name in check.features if known and name not in known), None):
+                raise ValueError(f"checks: {target.name!r} has no feature {unknown!r}")
+        return self
+
+
+def _feature_names(target: FeatureService | FeatureView) -> set[str]:
+    """Return what features may be called; nothing while a schema is neither declared nor pinned."""
+    try:
+        if isinstance(target, FeatureView):
+            return {field.name for field in target.stored}
+        named = [(read.name, field.name) for read in target.features for field in read.features]
+    except DefinitionError:
+        return set()
+    return {name for view, feature in named for name in (feature, f"{view}__{feature}")}
+
+
+CHECKS: dict[str, type[Check]] = {check.kind: check for check in (Drift, MatchRate)}
+
+
+def _bound(given: object, most: float, what: str, *, optional: bool = True) -> object:
+    if given is None and optional:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= most or math.isinf(given):
+        raise ValueError(f"must be {what}")
+    return float(given)

@@ -1,0 +1,321 @@
+"""What a change comes with: each cause is a figure, how much of the change goes away without it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from featurestore_registry.documents import DriftCause
+
+from featurestore.engine.profiles import is_number
+from featurestore.quality.counts import Counts, Floats, counts_of
+from featurestore.quality.drift import population_stability
+from featurestore.quality.observed import Bools, Int64s, Observed, ObservedFeature
+from featurestore.statistics.counting import count
+from featurestore.types import Float64
+
+TOLD = 0.5
+"""A cause is told if so much of the change goes away without it."""
+MOST_TOLD = 3
+SEGMENTS = 20
+"""So many values of another column are looked at one by one."""
+WHOLE = 0.75
+"""A segment with more of the rows is no part of them."""
+LEAST_ROWS = 100
+"""So many rows have to be left on each side."""
+GREW = 1.5
+"""A segment's share of the rows is another one from this factor on."""
+UNITS: dict[str, float] = {
+    "60, as minutes to seconds or hours to minutes": 60.0,
+    "3,600, as hours to seconds": 3_600.0,
+    "24, as days to hours": 24.0,
+    "7, as weeks to days": 7.0,
+    "12, as years to months or feet to inches": 12.0,
+    "10": 10.0,
+    "100, as shares to percent or metres to centimetres": 100.0,
+    "1,000, as kilo to none or seconds to milliseconds": 1_000.0,
+    "1,000,000": 1_000_000.0,
+    "2.54, as inches to centimetres": 2.54,
+    "25.4, as inches to millimetres": 25.4,
+    "1.609, as miles to kilometres": 1.609344,
+    "1.852, as nautical miles to kilometres": 1.852,
+    "3.281, as metres to feet": 1 / 0.3048,
+    "2.205, as kilograms to pounds": 1 / 0.45359237,
+    "4.546, as gallons to litres": 4.54609,
+    "3.785, as US gallons to litres": 3.785411784,
+}
+"""Factors that units have, in words."""
+_ROUNDED = 1e-6
+_SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of one feature: in which label each row lies, on either side; -1 in none."""
+
+    feature: ObservedFeature
+    before: Int64s
+    after: Int64s
+    labels: int
+    pair: Counts | None
+    """Where values changed, and not only shares of nulls or statuses."""
+    is_of_nulls: bool = False
+
+    @property
+    def size(self) -> float:
+        """The population stability index of the change."""
+        return population_stability(*(np.bincount(c[c >= 0], minlength=self.labels).astype(float) for c in self.codes))
+
+    @property
+    def codes(self) -> tuple[Int64s, Int64s]:
+        """Both sides."""
+        return self.before, self.after
+
+    def without(self, before: Bools, after: Bools) -> float:
+        """Return how large the change is without some rows of each side."""
+        kept = self.before[~before & (self.before >= 0)], self.after[~after & (self.after >= 0)]
+        if min(map(len, kept)) < LEAST_ROWS:
+            return math.inf
+        return population_stability(*(np.bincount(codes, minlength=self.labels).astype(float) for codes in kept))
+
+    def explained(self, left: float) -> float:
+        """Return which share of the change is gone where so much is left."""
+        size = self.size
+        return 0.0 if not size or math.isinf(left) else min(max(1 - left / size, 0.0), 1.0)
+
+
+def causes_of(baseline: Observed, now: Observed, change: Change) -> list[DriftCause]:
+    """Return what a feature's change comes with, by what the rows of both sides hold."""
+    return [*units(change), *segments(baseline, now, change)] if change.size > 0 else []
+
+
+def strongest(causes: Iterable[DriftCause]) -> tuple[DriftCause, ...]:
+    """Return the causes that explain enough to be told, the strongest first."""
+    told = sorted((each for each in causes if each.weight >= TOLD), key=lambda each: -each.weight)
+    return tuple(told[:MOST_TOLD])
+
+
+def change_of(baseline: Observed, now: Observed, feature: str, too_far: Set[str]) -> Change | None:
+    """Return the change that the lines of a feature are about: of values, else of nulls, else of statuses."""
+    before, after = baseline.features[feature], now.features[feature]
+    if too_far & {"psi", "shift", "jensen_shannon", "outside", "new_values"}:
+        pair = counts_of(count(before.type, before.values), count(after.type, after.values), after)
+        codes = [pair.places(each.values) for each in (before, after)]
+        return Change(after, codes[0], codes[1], len(pair.labels), pair)
+    if too_far & {"nulls", "not_finite"}:
+        sides = [_lacks(each).astype(np.int64) for each in (before, after)]
+        return Change(after, sides[0], sides[1], 2, None, is_of_nulls=True)
+    if "statuses" in too_far and before.statuses is not None and after.statuses is not None:
+        return Change(after, *_together([before.statuses, after.statuses]), None)
+    return None
+
+
+def units(change: Change) -> Iterator[DriftCause]:
+    """Yield a factor by which all values seem to be multiplied or divided."""
+    if change.pair is None or not is_number(change.feature.type) or change.pair.before.keys is None:
+        return
+    sides = [_numbers(change.pair, is_after=is_after) for is_after in (False, True)]
+    if min(map(len, sides)) < LEAST_ROWS:
+        return
+    quantiles = [np.quantile(side, _SHARES) for side in sides]
+    spread = quantiles[0][-1] - quantiles[0][0]
+    factors = [(told, factor, "multiplied by") for told, factor in UNITS.items()]
+    factors += [(told, 1 / factor, "divided by") for told, factor in UNITS.items()]
+    near = float(np.median(np.abs(quantiles[1])) / (np.median(np.abs(quantiles[0])) or math.nan))
+    best: tuple[float, str] = (0.0, "")
+    for told, factor, how in factors:
+        if not math.isnan(near) and not factor / 2 < near < factor * 2:
+            continue
+        share = change.explained(_scaled(change, sides[1], factor))
+        if share > best[0]:
+            best = share, f"values are as if {how} {told}"
+    celsius = (
+        change.explained(_moved(change, (sides[1] - 32) / 1.8)),
+        change.explained(_moved(change, sides[1] * 1.8 + 32)),
+    )
+    for share, told in zip(celsius, ("°C to °F", "°F to °C"), strict=True):
+        if share > best[0] and spread > 0:
+            best = share, f"values are as if turned from {told}"
+    if best[1]:
+        yield DriftCause("unit", f"{best[1]}: undone, {_percent(best[0])} of the change is gone", best[0])
+
+
+def segments(baseline: Observed, now: Observed, change: Change) -> Iterator[DriftCause]:
+    """Yield the part of the rows, by another column, that carries the change, or that there is more or less of."""
+    best: dict[str, DriftCause] = {}
+    for name, before, after in _columns(baseline, now, change.feature):
+        for kind, cause in _segments_of(name, before, after, change):
+            if kind not in best or cause.weight > best[kind].weight + 0.02:
+                best[kind] = cause
+    yield from best.values()
+
+
+def _segments_of(name: str, before: Any, after: Any, change: Change) -> Iterator[tuple[str, DriftCause]]:
+    sides = _coded([before, after])
+    sizes = [np.bincount(side, minlength=SEGMENTS + 1) for side in sides]
+    labels = _labels(before)
+    rows = [max(len(side), 1) for side in sides]
+    mixed = _reweighted(change, sides)
+    moved = np.abs(sizes[1] / rows[1] - sizes[0] / rows[0])
+    if mixed is not None:
+        weight, place = change.explained(mixed), int(moved[: len(labels)].argmax()) if labels else 0
+        if labels and moved[place] > 0.05:
+            shares = sizes[1][place] / rows[1], sizes[0][place] / rows[0]
+            how = "more" if shares[0] > shares[1] else "fewer"
+            told = (
+                f"there are {how} rows with {name} = {labels[place]}: {_percent(shares[0])}, before "
+                f"{_percent(shares[1])}; with the shares of before, {_percent(weight)} of the change is gone"
+            )
+            yield "mix", DriftCause("mix", told, weight * 0.98)
+    for place, label in enumerate(labels):
+        shares = sizes[1][place] / rows[1], sizes[0][place] / rows[0]
+        if not 0 < shares[0] <= WHOLE or not shares[1] or not 1 / GREW <= shares[0] / shares[1] <= GREW:
+            continue
+        left = change.without(sides[0] == place, sides[1] == place)
+        weight = change.explained(left)
+        told = (
+            f"{name} = {label}, {_percent(shares[0])} of the rows, carries it: without them {_percent(weight)} of the "
+            "change is gone"
+        )
+        yield "segment", DriftCause("segment", told, weight * (1 - 0.1 * shares[0]))
+
+
+def _reweighted(change: Change, sides: Sequence[Int64s]) -> float | None:
+    """Return how large the change is beside a baseline with the segments' shares of now."""
+    width = SEGMENTS + 1
+    tables = []
+    for segment, code in zip(sides, change.codes, strict=True):
+        some = code >= 0
+        tables.append(np.bincount(segment[some] * change.labels + code[some], minlength=width * change.labels))
+    before, after = (table.reshape(width, change.labels).astype(np.float64) for table in tables)
+    of_before, of_after = before.sum(1), after.sum(1)
+    if ((of_after > 0) & (of_before == 0)).any():
+        return None
+    weights = np.divide(of_after, of_before, out=np.zeros(width), where=of_before > 0)
+    expected = (before * weights[:, None]).sum(0)
+    return population_stability(expected, after.sum(0)) if expected.sum() >= LEAST_ROWS else None
+
+
+def _columns(baseline: Observed, now: Observed, changed: ObservedFeature) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the columns by which rows are parted: other features, and what else both sides have."""
+    for name, feature in now.features.items():
+        before = baseline.features.get(name)
+        if name == changed.name or before is None or before.type != feature.type or before.made_by != feature.made_by:
+            continue
+        if feature.type.item is None and feature.type.name != "Bytes":
+            yield name, before.values, feature.values
+    for name, values in now.more.items():
+        if name in baseline.more and baseline.more[name].type == values.type:
+            yield name, baseline.more[name], values
+
+
+def _coded(sides: Sequence[Any]) -> list[Int64s]:
+    """Return for each row which frequent value, or quarter of the baseline's numbers, it has; `SEGMENTS`: none."""
+    import pyarrow.compute as pc
+
+    frequent = _frequent(sides[0])
+    if frequent is not None:
+        codes = [pc.fill_null(pc.index_in(side, frequent), SEGMENTS) for side in sides]
+        return [np.asarray(each.to_numpy(zero_copy_only=False)).astype(np.int64) for each in codes]
+    edges = _quarters(sides[0])
+    coded = []
+    for side in sides:
+        numbers = _floats(side)
+        places = np.searchsorted(edges, numbers, "right")
+        coded.append(np.where(np.isfinite(numbers), places, SEGMENTS).astype(np.int64))
+    return coded
+
+
+def _labels(before: Any) -> list[str]:
+    frequent = _frequent(before)
+    if frequent is not None:
+        return [str(value) for value in frequent.to_pylist()]
+    edges = _quarters(before)
+    if not len(edges):
+        return []
+    spans = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
+    return [f"below {edges[0]:.4g}", *spans, f"{edges[-1]:.4g} and more"]
+
+
+def _frequent(values: Any) -> Any:
+    """Return the frequent values of a column that has few; None for one of many numbers."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    counted = values.drop_null().value_counts()
+    if len(counted) > SEGMENTS and not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return None
+    order = pc.array_sort_indices(counted.field("counts"), order="descending")
+    return counted.field("values").take(order[:SEGMENTS])
+
+
+def _quarters(values: Any) -> Floats:
+    numbers = _floats(values)
+    numbers = numbers[np.isfinite(numbers)]
+    return np.unique(np.quantile(numbers, (0.25, 0.5, 0.75))) if len(numbers) else np.zeros(0)
+
+
+def _floats(values: Any) -> Floats:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    plain = values.cast(pa.int64()) if pa.types.is_temporal(values.type) and values.type.bit_width == 64 else values
+    plain = plain.cast(pa.int32()) if pa.types.is_date32(plain.type) else plain
+    found: Floats = pc.fill_null(plain.cast(pa.float64(), safe=False), math.nan).to_numpy(zero_copy_only=False)
+    return found
+
+
+def _numbers(pair: Counts, *, is_after: bool) -> Floats:
+    counted = pair.after if is_after else pair.before
+    assert counted.keys is not None
+    found: Floats = np.repeat(counted.keys.astype(np.float64), counted.counts)
+    return found
+
+
+def _scaled(change: Change, numbers: Floats, factor: float) -> float:
+    return _moved(change, numbers / factor)
+
+
+def _moved(change: Change, numbers: Floats) -> float:
+    """Return how large the change is with other numbers in place of those of now."""
+    import pyarrow as pa
+
+    assert change.pair is not None
+    before = change.pair.before
+    assert before.keys is not None
+    known = before.keys.astype(np.float64)
+    # A value that was multiplied and divided again misses the one that it was by its last digit: it would be no point.
+    places = np.searchsorted(known, numbers)
+    for near in (known[np.clip(places - 1, 0, None)], known[np.clip(places, None, len(known) - 1)]):
+        numbers = np.where(np.abs(numbers - near) <= _ROUNDED * np.abs(near), near, numbers)
+    pair = counts_of(before, count(Float64, pa.array(numbers)), change.feature)
+    return population_stability(*pair.counts)
+
+
+def _lacks(feature: ObservedFeature) -> Bools:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = pc.is_null(feature.values)
+    if pa.types.is_floating(feature.values.type):
+        found = pc.or_(found, pc.fill_null(pc.invert(pc.is_finite(feature.values)), True))
+    return np.asarray(found.to_numpy(zero_copy_only=False), bool)
+
+
+def _together(columns: Sequence[Any]) -> tuple[Int64s, Int64s, int]:
+    """Return two columns of texts as numbers, and how many there are."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = [column.cast(pa.string()) for column in columns]
+    known = pc.unique(pa.chunked_array(texts))
+    codes = [np.asarray(pc.index_in(each, known).to_numpy(zero_copy_only=False), np.int64) for each in texts]
+    return codes[0], codes[1], len(known)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")

@@ -1,0 +1,71 @@
+"""Putting causes to what a monitor found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from featurestore_registry.documents import DriftCause, WatchedFeature
+
+from featurestore.definitions import FeatureService, FeatureView
+from featurestore.quality.drift_causes import causes_of, change_of, strongest
+from featurestore.quality.drift_history import of_entities, of_runs
+from featurestore.quality.gathering import request_of
+from featurestore.quality.observed import Observed
+from featurestore.registered.snapshot import RegisteredView
+from featurestore.served.shape import named_outputs
+from featurestore.workspace import Readers
+
+
+def explained(
+    workspace: Readers,
+    target: FeatureService | FeatureView,
+    baseline: Observed,
+    now: Observed,
+    features: Iterable[WatchedFeature],
+) -> Iterator[WatchedFeature]:
+    """Yield features; those that are too far from the baseline with what that comes with."""
+    known = list(features)
+    far = {each.name: {line.name for line in each.lines if line.exceeds} for each in known}
+    stored = _stored(workspace, target)
+    for each in known:
+        yield replace(each, causes=_of(workspace, target, baseline, now, each, far, stored)) if far[each.name] else each
+
+
+def _of(
+    workspace: Readers,
+    target: FeatureService | FeatureView,
+    baseline: Observed,
+    now: Observed,
+    feature: WatchedFeature,
+    far: Mapping[str, set[str]],
+    stored: Mapping[str, tuple[RegisteredView, str]],
+) -> tuple[DriftCause, ...]:
+    if feature.name not in now.features:  # the age of records
+        return ()
+    inputs = [name for name in now.features[feature.name].inputs if far.get(name)]
+    if inputs:
+        return (DriftCause("input", f"it is made of {', '.join(inputs)}, which changed", 1.0),)
+    change = change_of(baseline, now, feature.name, far[feature.name])
+    if change is None:
+        return ()
+    found = causes_of(baseline, now, change)
+    found += of_entities(workspace, None if isinstance(target, FeatureView) else target.name, baseline, now, change)
+    if feature.name in stored:
+        registered, name = stored[feature.name]
+        found += of_runs(workspace, registered, name, of_nulls=change.is_of_nulls)
+    return strongest(found)
+
+
+def _stored(workspace: Readers, target: FeatureService | FeatureView) -> dict[str, tuple[RegisteredView, str]]:
+    """Return the view and the stored feature behind each feature; what windows and code make is in no run."""
+    if isinstance(target, FeatureView):
+        registered = workspace.snapshot().registered(target.name)
+        return {} if target.aggregations else {field.name: (registered, field.name) for field in target.stored}
+    request = request_of(workspace, target.name)
+    reads = {
+        name: (request.reads[each.read], each) for name, each in named_outputs(request).items() if each.read is not None
+    }
+    return {
+        name: (read.registered, each.field.name) for name, (read, each) in reads.items() if not read.view.aggregations
+    }

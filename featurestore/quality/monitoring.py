@@ -1,0 +1,205 @@
+"""Running a monitor: two windows beside a baseline, and the alarms that come of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Literal
+
+from featurestore_registry.documents import ComparedLine, MonitorAlarm, MonitorDocument, WatchedFeature
+from featurestore_registry.records import canonical_json
+
+from featurestore.definitions import Drift, FeatureView, MatchRate, Monitor
+from featurestore.errors import InputError, LedgerConflictError
+from featurestore.ledger.consumers import list_consumers, readers_of
+from featurestore.ledger.monitors import newest_finding, write_finding
+from featurestore.quality.comparing import parity
+from featurestore.quality.drift import FeatureDrift, check_alike, compared, compared_ages, of_like_days
+from featurestore.quality.explaining import explained
+from featurestore.quality.gathering import batch, served, training
+from featurestore.quality.observed import Observed
+from featurestore.registered.applied import check_as_applied
+from featurestore.registered.monitors import monitor_document
+from featurestore.types.times import MICROSECOND, to_instant
+from featurestore.workspace import Workspace
+
+State = Literal["ok", "watch", "alarm", "not judged"]
+RECORDS = "records of "
+"""Begins the name under which the age of a view's records is told."""
+MATCHES = "served as known"
+"""The name under which `MatchRate` is told."""
+_TRIES = 5
+_MOST = 1e300
+"""JSON has no infinity."""
+
+
+def monitor(workspace: Workspace, which: str | Monitor, until_us: int | None = None) -> MonitorDocument:
+    """Run a monitor and keep what it found. See `FeatureStore.monitor`."""
+    found = _applied(workspace, which)
+    snapshot = workspace.snapshot()
+    until_us = workspace.clock() if until_us is None else until_us
+    rows = _Rows(workspace, found, until_us)
+    definition = hashlib.sha256(canonical_json(monitor_document(found)).encode()).hexdigest()
+    features = tuple(explained(workspace, found.target, rows.baseline, rows.now, _watched(found, rows)))
+    match_rate, matched = _matched(workspace, found, rows)
+    features = (*features, *matched)
+    document = MonitorDocument(
+        found.name,
+        found.target.key,
+        "not judged",
+        workspace.clock(),
+        rows.start_us,
+        until_us,
+        rows.baseline.what,
+        rows=rows.now.rows,
+        features=features,
+        match_rate=match_rate,
+        revision=snapshot.chain.head,
+        definition=definition,
+        models=readers_of(list_consumers(workspace.ledger, workspace.project), [found.target.key]),
+    )
+    return _kept(workspace, document)
+
+
+def _applied(workspace: Workspace, which: str | Monitor) -> Monitor:
+    """Return a monitor as it is applied."""
+    snapshot = workspace.snapshot()
+    if isinstance(which, Monitor):
+        check_as_applied(snapshot, which)
+    elif not isinstance(which, str):
+        raise InputError(f"{which!r} is no monitor.", hint="Pass its name, or a Monitor that is applied.")
+    return snapshot.get(Monitor, which if isinstance(which, str) else which.name)
+
+
+class _Rows:
+    """The rows that a monitor compares."""
+
+    def __init__(self, workspace: Workspace, monitor: Monitor, until_us: int) -> None:
+        self._workspace, self._monitor = workspace, monitor
+        window_us = monitor.window // MICROSECOND
+        self.start_us, self.until_us = until_us - window_us, until_us
+        self.now = self._between(self.start_us, until_us)
+        self.before = self._between(self.start_us - window_us, self.start_us)
+        self.baseline = self._baseline(self.start_us - window_us)
+        check_alike(self.baseline, self.now)
+        self._like: dict[tuple[bool, bool], Observed] = {}
+
+    def _between(self, start_us: int, end_us: int) -> Observed:
+        target = self._monitor.target
+        if isinstance(target, FeatureView):
+            return batch(self._workspace, self._workspace.snapshot().registered(target.name), start_us, end_us)
+        return served(self._workspace, target.name, start_us, end_us)
+
+    def _baseline(self, end_us: int) -> Observed:
+        baseline = self._monitor.baseline
+        if isinstance(baseline, str):
+            return training(self._workspace, self._monitor.target.name, baseline)
+        if isinstance(baseline, timedelta):
+            return self._between(end_us - baseline // MICROSECOND, end_us)
+        return self._between(*map(to_instant, baseline))
+
+    def windows(self, bounds: Drift) -> Iterator[tuple[Observed, Observed]]:
+        """Yield the last window and the one before it, each behind the baseline's rows that it is compared with."""
+        for is_last, window in ((True, self.now), (False, self.before)):
+            known = is_last, bounds.same_weekday
+            if known not in self._like:
+                self._like[known] = of_like_days(self.baseline, window) if bounds.same_weekday else self.baseline
+            yield self._like[known], window
+
+
+def _watched(monitor: Monitor, rows: _Rows) -> Iterator[WatchedFeature]:
+    for name in rows.now.features:
+        bounds = monitor.drift_of(name)
+        if bounds is not None:
+            yield _judged(name, *(compared(base, window, name, bounds) for base, window in rows.windows(bounds)))
+    bounds = next((check for check in reversed(monitor.drift) if not check.features), None)
+    for view in rows.now.ages_us if bounds is not None else ():
+        assert bounds is not None
+        now, before = (compared_ages(base, window, view, bounds) for base, window in rows.windows(bounds))
+        if now is not None and before is not None:
+            yield _judged(RECORDS + view, now, before)
+
+
+def _judged(name: str, now: FeatureDrift, before: FeatureDrift) -> WatchedFeature:
+    past = {line.name for line in before.exceeding}
+    lines = tuple(
+        ComparedLine(
+            line.name, min(line.value, _MOST), line.bound, line.told, line.exceeds, line.exceeds and line.name in past
+        )
+        for line in now.lines
+    )
+    state: State = "ok" if lines else "not judged"
+    if any(line.exceeds for line in lines):
+        state = "alarm" if any(line.exceeded_before for line in lines) else "watch"
+    sizes = now.rows, now.entities, now.baseline_rows, now.baseline_entities
+    return WatchedFeature(name, state, *sizes, lines, now.not_judged, now.bars)
+
+
+def _matched(workspace: Workspace, monitor: Monitor, rows: _Rows) -> tuple[float | None, tuple[WatchedFeature, ...]]:
+    check = next((each for each in reversed(monitor.checks) if isinstance(each, MatchRate)), None)
+    if check is None:
+        return None, ()
+    found = parity(workspace, monitor.target.name, rows.start_us, rows.until_us)
+    values = sum(each.rows for each in found.features)
+    if not values:
+        return None, (WatchedFeature(MATCHES, "not judged", not_judged="nothing was served in the window"),)
+    differ = sum(each.differs_then for each in found.features)
+    causes = ", ".join(f"{cause}: {count:,}" for cause, count in found.causes_then.items())
+    told = f"{differ:,} of {values:,} values differ from what was online by then{f' ({causes})' if causes else ''}"
+    exceeds = differ > (1 - check.at_least) * values
+    line = ComparedLine("match_rate", differ / values, 1 - check.at_least, told, exceeds, exceeds)
+    return 1 - differ / values, (WatchedFeature(MATCHES, "alarm" if exceeds else "ok", found.rows, lines=(line,)),)
+
+
+def _state(features: tuple[WatchedFeature, ...]) -> State:
+    states: tuple[State, ...] = ("alarm", "watch", "ok")
+    return next((state for state in states if any(each.state == state for each in features)), "not judged")
+
+
+def _kept(workspace: Workspace, document: MonitorDocument) -> MonitorDocument:
+    """Write what was found, with the alarms that go on, and return it."""
+    for _ in range(_TRIES):
+        before, version = newest_finding(workspace.ledger, workspace.project, document.monitor)
+        alarms = tuple(_alarms(document, before))
+        features = tuple(_alarmed(feature, alarms) for feature in document.features)
+        made = replace(document, alarms=alarms, features=features, state=_state(features))
+        try:
+            write_finding(workspace.ledger, workspace.project, made, if_version=version)
+        except LedgerConflictError:
+            continue
+        return made
+    raise LedgerConflictError(f"Monitor {document.monitor!r} was run by others at the same time, {_TRIES} times.")
+
+
+def _alarmed(feature: WatchedFeature, alarms: tuple[MonitorAlarm, ...]) -> WatchedFeature:
+    """Return a feature that is in alarm while a line of an open alarm is too far, in one window or two."""
+    too_far = {(feature.name, line.name) for line in feature.lines if line.exceeds}
+    is_open = any((alarm.feature, alarm.line) in too_far for alarm in alarms)
+    return replace(feature, state="alarm") if is_open else feature
+
+
+def _alarms(now: MonitorDocument, before: MonitorDocument | None) -> Iterator[MonitorAlarm]:
+    """Yield the alarms that are open: those that go on keep their id, also while nothing can be judged."""
+    is_same = before is not None and before.definition == now.definition
+    known = {(each.feature, each.line): each for each in before.alarms} if before is not None and is_same else {}
+    states = {each.name: each for each in now.features}
+    for feature in now.features:
+        for line in feature.lines:
+            open_before = known.get((feature.name, line.name))
+            if line.exceeded_before and line.exceeds:
+                yield _alarm(now, feature, line) if open_before is None else replace(open_before, told=line.told)
+            elif line.exceeds and open_before is not None:
+                yield replace(open_before, told=line.told)
+    for (name, line_name), alarm in known.items():
+        feature_now = states.get(name)
+        if feature_now is not None and line_name not in {line.name for line in feature_now.lines}:
+            yield alarm
+
+
+def _alarm(now: MonitorDocument, feature: WatchedFeature, line: ComparedLine) -> MonitorAlarm:
+    text = canonical_json([now.monitor, now.definition, feature.name, line.name, now.until_us])
+    return MonitorAlarm(
+        hashlib.sha256(text.encode()).hexdigest()[:12], feature.name, line.name, line.told, now.until_us
+    )

@@ -1,0 +1,155 @@
+"""What a monitor found, as a terminal, a notebook, a page that stands alone and a metrics file show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from featurestore_registry.documents import MonitorDocument, WatchedFeature
+
+from featurestore.quality.drift import LINES
+from featurestore.tables import html_table, visible
+from featurestore.types.times import duration_text, to_short_rfc3339
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HEADS = ("feature", "state", "rows", "entities", "what is told")
+STATES = {
+    "ok": "as the baseline",
+    "watch": "too far in the last window, not in the one before",
+    "alarm": "too far in two windows",
+    "not judged": "not judged",
+}
+"""The states in words."""
+_ORDER = ("alarm", "watch", "ok", "not judged")
+
+
+@dataclass(frozen=True)
+class MonitorResult:
+    """What a monitor found. A notebook draws it; `fs monitor` prints the same."""
+
+    document: MonitorDocument
+    """The figures, as they are kept."""
+
+    @property
+    def state(self) -> str:
+        """``ok``, ``watch``, ``alarm`` or ``not judged``."""
+        return self.document.state
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """The ids of the alarms that are open."""
+        return tuple(alarm.id for alarm in self.document.alarms)
+
+    def __getitem__(self, feature: str) -> WatchedFeature:
+        """Return what is told of one feature; raises KeyError."""
+        return {each.name: each for each in self.document.features}[feature]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values, instants as ISO 8601."""
+        plain: dict[str, Any] = msgspec.to_builtins(self.document)
+        plain |= {name: to_short_rfc3339(plain.pop(f"{name}_us")) for name in ("made", "start", "until")}
+        for alarm in plain["alarms"]:
+            alarm["opened"] = to_short_rfc3339(alarm.pop("opened_us"))
+        return plain
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row for each line that was compared."""
+        import pandas as pd
+
+        rows = [
+            {"feature": each.name, "state": each.state, **msgspec.to_builtins(line)}
+            for each in self.document.features
+            for line in each.lines
+        ]
+        return pd.DataFrame(rows)
+
+    def title(self) -> str:
+        """Return what was compared with what, in words."""
+        it = self.document
+        span = f"{to_short_rfc3339(it.start_us)} to {to_short_rfc3339(it.until_us)}"
+        window = duration_text(it.until_us - it.start_us)
+        return f"{it.monitor}: {it.state}. {it.rows:,} rows from {span} ({window}) beside {it.baseline}"
+
+    def cells(self) -> Iterator[tuple[str, ...]]:
+        """Yield the texts of each feature's line, in the order of `HEADS`; what needs looking at comes first."""
+        for each in sorted(self.document.features, key=lambda each: _ORDER.index(each.state)):
+            yield each.name, each.state, f"{each.rows:,}", f"{each.entities:,}" if each.entities else "", _told(each)
+
+    def notes(self) -> Iterator[str]:
+        """Yield what the table does not say."""
+        it = self.document
+        for alarm in it.alarms:
+            what = LINES.get(alarm.line, alarm.line)
+            yield f"alarm {alarm.id}: {alarm.feature}, {what}: {alarm.told}; since {to_short_rfc3339(alarm.opened_us)}"
+        for each in it.features:
+            for cause in each.causes:
+                yield f"{each.name}: {cause.told}"
+        if it.alarms and it.models:
+            yield f"read by {', '.join(it.models)}"
+
+    def __str__(self) -> str:
+        rows = [HEADS, *(tuple(map(visible, cells)) for cells in self.cells())]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([visible(self.title()), *lines, *map(visible, self.notes())])
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes())
+        return f"<p>{escape(self.title())}</p>{html_table(self.cells(), HEADS)}{notes}"
+
+    def to_html(self) -> str:
+        """Return a page that stands alone: no script, nothing from elsewhere, drawings as inline SVG."""
+        return page([self])
+
+
+def page(results: Sequence[MonitorResult]) -> str:
+    """Return what some monitors found as one page."""
+    from jinja2 import Environment, StrictUndefined
+
+    template = files("featurestore.quality").joinpath("report.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["seen"] = visible
+    return environment.from_string(template).render(
+        results=results, order=_ORDER, states=STATES, lines=LINES, instant=to_short_rfc3339
+    )
+
+
+def metrics(results: Sequence[MonitorResult]) -> str:
+    """Return gauges in Prometheus' text format: for a textfile collector."""
+    from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+    registry = CollectorRegistry()
+
+    def gauge(name: str, told: str, *labels: str) -> Gauge:
+        return Gauge(f"featurestore_monitor_{name}", told, ["monitor", *labels], registry=registry)
+
+    state, alarms = gauge("state", "1 for the state that a monitor is in.", "state"), gauge("alarms", "Open alarms.")
+    at, rate = gauge("until_seconds", "Up to when rows were compared."), gauge("match_rate", "Values served as known.")
+    value = gauge("value", "A figure of a feature.", "feature", "line")
+    bound = gauge("bound", "From where on it is too far.", "feature", "line")
+    for result in results:
+        it = result.document
+        for name in _ORDER:
+            state.labels(it.monitor, name).set(name == it.state)
+        alarms.labels(it.monitor).set(len(it.alarms))
+        at.labels(it.monitor).set(it.until_us / 1e6)
+        if it.match_rate is not None:
+            rate.labels(it.monitor).set(it.match_rate)
+        for feature in it.features:
+            for line in feature.lines:
+                value.labels(it.monitor, feature.name, line.name).set(line.value)
+                bound.labels(it.monitor, feature.name, line.name).set(line.bound)
+    return generate_latest(registry).decode()
+
+
+def _told(feature: WatchedFeature) -> str:
+    exceeding = [line.told for line in feature.lines if line.exceeds]
+    if exceeding:
+        return "; ".join(exceeding)
+    return feature.not_judged

