@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks import (
     catalog,
+    checks,
     cluster,
     feast,
     growth,
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[Context], Iterator[report.Section]]] = {
     "registry": registry.run,
     "catalog": catalog.run,
     "statistics": statistics.run,
+    "checks": checks.run,
     "windows": windows.run,
     "windows-hot": windows_hot.run,
     "training-set-10x": training_set.run_large,

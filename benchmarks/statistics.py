@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from benchmarks.context import Context
 from benchmarks.pairs import Pairs, measure
@@ -37,7 +38,9 @@ def run(context: Context) -> Iterator[Section]:
         "the floor is the same run with `statistics=False`.",
     )
     for name, online in (("LMDB", True), ("offline only", False)):
-        ours, floor = (_Runs(folder / f"{name} {on}", view, online=online, statistics=on) for on in (True, False))
+        ours, floor = (
+            Runs(folder / f"{name} {on}", view, {"online": online, "statistics": on}) for on in (True, False)
+        )
         pairs = measure(ours, floor, count=context.pairs)
         section.rows.append(Row(f"a first run, {name}", "s", pairs, TARGET))
         cpu = Pairs(tuple(zip(ours.cpu[-context.pairs :], floor.cpu[-context.pairs :], strict=True)))
@@ -46,13 +49,13 @@ def run(context: Context) -> Iterator[Section]:
 
 
 @dataclass
-class _Runs:
+class Runs:
     """Runs the view in a new project each time; returns the seconds, and remembers the CPU time."""
 
     folder: Path
     view: WorkloadView
-    online: bool
-    statistics: bool
+    changes: Mapping[str, Any]
+    """What the view is declared with besides its source and schema."""
 
     def __post_init__(self) -> None:
         self.cpu = list[float]()
@@ -65,7 +68,7 @@ class _Runs:
         (root / "features.py").write_text("")
         defined = view_definition(self.view, with_ttl=False)
         with FeatureStore(root) as store:
-            store.apply([defined.replaced(online=self.online, statistics=self.statistics)])
+            store.apply([defined.replaced(**self.changes)])
             gc.collect()
             begun_s, cpu_s = time.perf_counter(), time.process_time()
             store.materialize_incremental()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from featurestore.engine.checks import ROW_ID
-from featurestore.errors import InputError, NotFoundError, did_you_mean
+from featurestore.errors import InputError, MaterializationError, NotFoundError, did_you_mean
 from featurestore.ledger.leases import holding
 from featurestore.ledger.processes import own_user
 from featurestore.ledger.runs import RunResult
 from featurestore.materialization.jobs import run_release, succeeded
 from featurestore.offline.interface import TableId
 from featurestore.quarantine.files import Why, as_about, blobs_of, files_of, ids_of, reader_of, tables_of, write
+from featurestore.quarantine.forgetting import held_among, replace_file, without_entity
 from featurestore.quarantine.held import HeldRows, held_rows, note_held
 from featurestore.quarantine.listing import quarantine_of
 from featurestore.registered.snapshot import RegisteredView
@@ -140,6 +141,58 @@ def drop(workspace: Workspace, view: str, choice: Choice, reason: str, generatio
             reached(DROPPED)
         note_held(workspace.ledger, workspace.offline, table)
     return Dropped(view, table.generation, rows.num_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What a `forget` did."""
+
+    rows: int
+    """Rows whose values are gone."""
+    files: int
+    """Files that were written again without them, or deleted."""
+
+
+def forget(workspace: Workspace, entity: Mapping[str, Any], views: Sequence[str] | None = None) -> Forgotten:
+    """Remove the values of an entity's rows from quarantines, held or not. See `FeatureStore.forget_quarantined`."""
+    workspace.known_snapshot()
+    tables = tables_of(workspace.offline, workspace.project)
+    if not entity:
+        raise InputError("Say whose rows are to be forgotten.", hint="Pass join keys, such as {'driver_id': 7}.")
+    known = {table.view for table in tables}
+    for name in views or ():
+        if name not in known:
+            raise NotFoundError(f"No rows of {name!r} were ever set aside.", hint=did_you_mean(name, known), name=name)
+    rows = files = 0
+    for table in tables:
+        if views is None or table.view in views:
+            done = _forget_in(workspace, table, entity)
+            rows, files = rows + done.rows, files + done.files
+    return Forgotten(rows, files)
+
+
+def _forget_in(workspace: Workspace, table: TableId, entity: Mapping[str, Any]) -> Forgotten:
+    """Remove rows of one generation: those that are held are dropped first, so that no run brings them again."""
+    blobs, holder, rows = blobs_of(workspace.offline, table), secrets.token_hex(8), 0
+    with holding(workspace.ledger, workspace.project, table.view, holder=holder, clock=workspace.clock):
+        files = files_of(blobs)
+        if any(file.state == "releasing" for file in files):
+            raise MaterializationError(
+                f"A release of {table.view} is not over.",
+                hint=f"Run `fs materialize --view {table.view}` first: it finishes that.",
+                view=table.view,
+            )
+        parts = {each: without_entity(blobs, table, each, entity) for each in files if each.state == "held"}
+        gone = {each: part for each, part in parts.items() if part is not None}
+        if ids := held_among(blobs, table, [part.gone for part in gone.values()]):
+            why = Why(own_user(), "forgotten")
+            write(blobs, table, "dropped", ids, at_us=workspace.clock(), of=holder, **as_about(why))
+        reached(DROPPED)
+        for each, part in gone.items():
+            replace_file(blobs, table, each, part.left)
+            rows += part.gone.num_rows
+        note_held(workspace.ledger, workspace.offline, table)
+    return Forgotten(rows, len(gone))
 
 
 def _chosen(workspace: Readers, table: TableId, choice: Choice, *, is_needed: bool = True) -> pa.Table:

@@ -153,7 +153,7 @@ class ViewRun:
 
     def _note_held(self) -> None:
         with suppress(DamagedFileError):  # the run that needs its rows says so
-            note_held(self.workspace.ledger, self.workspace.offline, self.registered.table)
+            note_held(self.workspace.ledger, self.workspace.offline, self.registered.table, self.result.run_id)
 
     def count(self, choose: ChooseSpans, rebuild: Rebuild | None = None) -> None:
         """Determine what `bring` would read and append. Writes nothing permanent. Raises as `bring`."""

@@ -9,9 +9,8 @@ from featurestore.engine.checks import ROW_ID
 from featurestore.errors import DamagedFileError
 from featurestore.ledger.leases import holding
 from featurestore.offline.interface import TableId
-from featurestore.quarantine.files import blobs_of, files_of, ids_of, reader_of, what
+from featurestore.quarantine.files import blobs_of, files_of, reader_of, what
 from featurestore.quarantine.held import held_rows
-from featurestore.types.arrow import one_array
 from featurestore.workspace import Readers, Workspace
 
 
@@ -31,21 +30,14 @@ def clean(workspace: Workspace, table: TableId, *, dry_run: bool = False) -> Cle
 
     None where there are none. A damaged file stays, and those that depend on it.
     """
-    import pyarrow.compute as pc
-
     blobs = blobs_of(workspace.offline, table)
     files = files_of(blobs)
     over = [file for file in files if file.state in ("released", "dropped")]
     if not over:
         return None
-    try:
-        told = one_array(ids_of(blobs, table, over).column(ROW_ID))
-        old = [
-            file.name
-            for file in files
-            if file.state == "held"
-            and pc.all(pc.is_in(ids_of(blobs, table, [file]).column(ROW_ID), value_set=told)).as_py()
-        ]
+    try:  # what is being released is still needed
+        held = {each.file for each in held_rows(blobs, table, [ROW_ID], over=("released", "dropped"))}
+        old = [file.name for file in files if file.state == "held" and file not in held]
     except DamagedFileError:
         return None
     if old and not dry_run:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from featurestore_registry.interface import Ledger, LedgerReader
 
 from featurestore.engine.checks import FAILED, ROW_ID
 from featurestore.offline.interface import BlobReader, OfflineReader, TableId
-from featurestore.quarantine.files import KeptFile, files_of, ids_of, read, reader_of
+from featurestore.quarantine.files import KeptFile, State, files_of, ids_of, read, reader_of
 from featurestore.registered.records import understood
 from featurestore.registered.snapshot import generation_key
 from featurestore.types.arrow import one_array
@@ -30,25 +31,39 @@ class HeldRows:
     rows: pa.Table
 
 
-def held_rows(blobs: BlobReader, table: TableId, columns: Sequence[str] | None = None) -> list[HeldRows]:
+def held_rows(
+    blobs: BlobReader,
+    table: TableId,
+    columns: Sequence[str] | None = None,
+    *,
+    over: Collection[State] = ("releasing", "released", "dropped"),
+) -> list[HeldRows]:
     """Return the rows that are held, file by file in the order in which they were found. Raises DamagedFileError.
 
-    ``columns`` has `ROW_ID`. Rows that two files hold, because a run died while it wrote, are told once.
+    ``columns`` has `ROW_ID`; rows in files of a state of ``over`` are held no more. Rows that two files hold, because a
+    run died while it wrote, are told once.
     """
+    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
     files = files_of(blobs)
-    told = ids_of(blobs, table, [file for file in files if file.state != "held"]).column(ROW_ID)
-    found = []
-    for file in files:
-        if file.state != "held":
-            continue
-        rows, _ = read(blobs, table, file, columns)
-        rows = rows.filter(pc.invert(pc.is_in(rows.column(ROW_ID), value_set=one_array(told))))
-        told = pa.chunked_array([*told.chunks, *rows.column(ROW_ID).chunks], pa.string())
-        if rows.num_rows:
-            found.append(HeldRows(file, rows))
+    held = [HeldRows(file, read(blobs, table, file, columns)[0]) for file in files if file.state == "held"]
+    if not held:
+        return []
+    ids = one_array(
+        pa.chunked_array([chunk for each in held for chunk in each.rows.column(ROW_ID).chunks], pa.string())
+    )
+    decided = ids_of(blobs, table, [file for file in files if file.state in over]).column(ROW_ID)
+    _, first = np.unique(ids.dictionary_encode().indices.to_numpy(), return_index=True)
+    is_first = np.zeros(len(ids), np.bool_)
+    is_first[first] = True
+    is_held = pc.and_(pa.array(is_first), pc.invert(pc.is_in(ids, value_set=one_array(decided))))
+    found, begin = [], 0
+    for each in held:
+        rows = each.rows.filter(is_held.slice(begin, each.rows.num_rows))
+        begin += each.rows.num_rows
+        found += [HeldRows(each.file, rows)] if rows.num_rows else []
     return found
 
 
@@ -69,17 +84,33 @@ def counts_by_rule(held: Sequence[HeldRows]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda counted: (-counted[1], counted[0])))
 
 
-def note_held(ledger: Ledger, offline: OfflineReader, table: TableId) -> None:
-    """Let the registry know how many rows a generation holds, where that changed. Raises DamagedFileError."""
+def note_held(ledger: Ledger, offline: OfflineReader, table: TableId, run: str | None = None) -> None:
+    """Let the registry know how many rows a generation holds, where that changed. Raises DamagedFileError.
+
+    What ``run`` set aside is added to what is known, if nothing else changed: the other files are not read again.
+    """
     blobs, key = reader_of(offline, table), generation_key(table.view, table.generation)
-    names = sorted(file.name for file in files_of(blobs))
-    known = ledger.latest(table.project, QUARANTINE, key)
-    files = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16] if names else ""
-    if files == ("" if known is None else known.document.get("files")):
+    files = files_of(blobs)
+    entry = ledger.latest(table.project, QUARANTINE, key)
+    with understood("a quarantine"):
+        known = QuarantineDocument() if entry is None else msgspec.convert(entry.document, QuarantineDocument)
+    names = _hash(files)
+    if names == known.files:
         return
-    held = held_rows(blobs, table, [ROW_ID, FAILED])
-    document = QuarantineDocument(sum(each.rows.num_rows for each in held), counts_by_rule(held), files)
-    ledger.append(table.project, QUARANTINE, key, msgspec.to_builtins(document))
+    added = [file for file in files if file.state == "held" and file.id == run]
+    if _hash(file for file in files if file not in added) == known.files:
+        held = [HeldRows(file, read(blobs, table, file, [ROW_ID, FAILED])[0]) for file in added]
+        before = known
+    else:
+        held, before = held_rows(blobs, table, [ROW_ID, FAILED]), QuarantineDocument()
+    rules = dict(Counter(before.rules) + Counter(counts_by_rule(held)))
+    rows = before.held + sum(each.rows.num_rows for each in held)
+    ledger.append(table.project, QUARANTINE, key, msgspec.to_builtins(QuarantineDocument(rows, rules, names)))
+
+
+def _hash(files: Iterable[KeptFile]) -> str:
+    names = sorted(file.name for file in files)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16] if names else ""
 
 
 def noted_held(ledger: LedgerReader, project: str) -> Mapping[str, QuarantineDocument]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from featurestore.materialization import RunResult
     from featurestore.materialization.deciding import Dropped
+    from featurestore.materialization.deciding import Forgotten as ForgottenRows
     from featurestore.quality.parity import Parity
     from featurestore.quality.report import MonitorResult
     from featurestore.served.joining import PredictedRows
@@ -90,6 +91,16 @@ class Observing:
         from featurestore.materialization.deciding import Choice, drop
 
         return drop(self.workspace, _name_of(view), Choice.given(run, rows, all), reason, generation)
+
+    def forget_quarantined(self, entity: Mapping[str, Any], views: str | Sequence[str] | None = None) -> ForgottenRows:
+        """Remove the values of an entity's rows from what is set aside, of all views or of some, in every generation.
+
+        ``entity`` gives join keys. Rows that were held are dropped, and no run brings them again: their ids are kept.
+        Raises InputError for a key of another type, NotFoundError, and MaterializationError while a release goes on.
+        """
+        from featurestore.materialization.deciding import forget
+
+        return forget(self.workspace, entity, [views] if isinstance(views, str) else views)
 
     def read_served(
         self, service: str | FeatureService, start: Instant | None = None, end: Instant | None = None

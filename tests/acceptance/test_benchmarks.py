@@ -47,6 +47,13 @@ def test_statistics_are_measured_beside_runs_without_them(tmp_path: Path) -> Non
     }
 
 
+@pytest.mark.slow(6)
+def test_checks_are_measured_beside_runs_without_rules(tmp_path: Path) -> None:
+    rows = rows_of(run_benchmarks(tmp_path, "checks"), "Checks of runs")
+    what = [f"{what}, {how}" for how in ("warn", "quarantine") for what in ("a first run", "its CPU time")]
+    assert set(rows) == {f"{each}, {where}" for each in what for where in ("LMDB", "offline only")}
+
+
 @pytest.mark.slow(12)
 def test_training_sets_and_publishing_are_measured_beside_their_floors(tmp_path: Path) -> None:
     page = run_benchmarks(tmp_path, "training-set", "publish")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import html
 import math
 import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
+from support.catalog_server import serving_catalog
 from support.command_line import CommandLine
 from support.disks import small_files
 from support.forked_fs import forked_fs
 from support.quarantined import HOUR, World
+from support.serving import serving_here
 
 from featurestore.errors import DamagedFileError, InputError, MaterializationError, NotFoundError
 from featurestore.ledger.runs import all_runs
@@ -481,3 +486,49 @@ def test_a_teardown_removes_quarantines(world: World) -> None:
     world.run()
     world.store.teardown()
     assert list((world.root / "data/offline").rglob("held.*")) == []
+
+
+def test_the_rows_of_an_entity_are_forgotten(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.rides("1", BAD)
+    world.run()
+    world.rides("2", [9.0, 8.0], first=2)
+    world.run()
+    ids = world.store.quarantined("ratings")["fs_row_id"].to_pylist()
+    world.store.release_quarantined("ratings", rows=ids[1], reason="x")  # of driver 2
+    with pytest.raises(InputError, match="'driver_id': 'two' is no int64"):
+        world.store.forget_quarantined({"driver_id": "two"})
+    with pytest.raises(NotFoundError, match="No rows of 'ratngs'"):
+        world.store.forget_quarantined({"driver_id": 2}, "ratngs")
+    fs = CommandLine(world.root, capsys)
+    assert "0 rows are forgotten" in fs("quarantine", "forget", "--entity", "driver_id=99")
+    assert "2 rows are forgotten, in 2 files." in fs("quarantine", "forget", "--entity", "driver_id=2")
+    folder = world.root / "data/offline/taxi/_quarantine.ratings.1"
+    held = [pq.read_table(path)["driver_id"].to_pylist() for path in sorted(folder.glob("held.*"))]
+    assert held == [[1, 3], [3]]
+    assert world.held() == [1, 3, 3]
+    (again,) = materialize(world.store.workspace, to_instant(world.at(-9)), world.clock())
+    assert (again.appended, again.quarantined) == (0, 0)
+    assert world.held() == [1, 3, 3]
+
+
+def test_how_many_rows_are_held_shows_everywhere(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.rides("1", BAD, city=["Bonn", "<i>Berlin</i>", "Bonn", "Bonn", "Bonn"])
+    world.run()
+    world.clock.advance(HOUR)
+    world.rides("2", [9.0, 4.0], first=10)
+    world.run()
+    fs = CommandLine(world.root, capsys)
+    assert "ratings: 4 rows are set aside: `fs quarantine list ratings` shows why." in fs("status")
+    assert fs.json("status")[0]["held"] == 4
+    with serving_catalog(world.store.workspace.registry) as url:
+        page = html.unescape(httpx.get(f"{url}/p/taxi/feature_view/ratings").text)
+        assert "<dt>Rows that are set aside</dt><dd>4<br><code>rating: Between(1.0, 5.0)</code>" in page
+        assert "a run sets them aside<" in page
+        assert "Berlin" not in page
+    with serving_here(world.store.workspace) as client:
+        assert 'featurestore_quarantine_rows{view="ratings"} 4.0' in client.get("/metrics").text
+    world.store.drop_quarantined("ratings", all=True, reason="x")
+    assert "set aside" not in fs("status")
+    entry = world.store.workspace.ledger.latest("taxi", "quarantine", "ratings.1")
+    assert entry is not None
+    assert (entry.document["held"], entry.document["rules"]) == (0, {})

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
+from featurestore.cli.entities import declared_types, entity_option, entity_rows
 from featurestore.cli.output import Output, jsonable, repo_command
 from featurestore.cli.shared import shared_options
 from featurestore.definitions import FeatureView
 from featurestore.ledger.runs import heads_of
-from featurestore.materialization.deciding import Choice, drop, release
+from featurestore.materialization.deciding import Choice, drop, forget, release
 from featurestore.quarantine.listing import HeldRun, decisions, held_runs, held_table, quarantine_of, shown_columns
 from featurestore.statistics.columns import PERSONAL, is_personal
 from featurestore.store import FeatureStore
@@ -182,3 +183,22 @@ def drop_rows(
     output.emit(jsonable(done))
     dropped = "1 row is" if done.rows == 1 else f"{done.rows:,} rows are"
     output.say(f"{dropped} dropped of {view} (generation {done.generation}).")
+
+
+@command.command("forget")
+@entity_option
+@click.option("--view", "views", multiple=True, help="Only of these views; repeatable.")
+@repo_command
+def forget_entity(store: FeatureStore, output: Output, entities: tuple[str, ...], views: tuple[str, ...]) -> None:
+    """Remove the values of entities' rows from what is set aside, released and dropped rows included.
+
+    --entity carrier=UA --entity carrier=AA forgets two; different keys make one entity together. Rows that were held
+    are dropped: no run takes them again.
+    """
+    given = entity_rows(entities, declared_types(store))
+    rows = files = 0
+    for row in range(len(next(iter(given.values())))):
+        done = forget(store.workspace, {name: values[row] for name, values in given.items()}, list(views) or None)
+        rows, files = rows + done.rows, files + done.files
+    output.emit({"rows": rows, "files": files})
+    output.say(f"{rows:,} rows are forgotten, in {files:,} files.")
