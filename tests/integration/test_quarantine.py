@@ -18,12 +18,13 @@ from support.command_line import CommandLine
 from support.disks import small_files
 from support.forked_fs import forked_fs
 from support.quarantined import HOUR, World
-from support.serving import serving_here
 
 from featurestore.errors import DamagedFileError, InputError, MaterializationError, NotFoundError
 from featurestore.ledger.runs import all_runs
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.materialization import materialize
+from featurestore.server.read.snapshots import SnapshotKeeper
+from featurestore.server.watch.metrics import Metrics
 from featurestore.steps import CRASH_POINTS
 from featurestore.training import TrainingSetWarning
 from featurestore.types.times import to_instant
@@ -525,8 +526,11 @@ def test_how_many_rows_are_held_shows_everywhere(world: World, capsys: pytest.Ca
         assert "<dt>Rows that are set aside</dt><dd>4<br><code>rating: Between(1.0, 5.0)</code>" in page
         assert "a run sets them aside<" in page
         assert "Berlin" not in page
-    with serving_here(world.store.workspace) as client:
-        assert 'featurestore_quarantine_rows{view="ratings"} 4.0' in client.get("/metrics").text
+    keeper, metrics = SnapshotKeeper(world.store.workspace), Metrics()
+    keeper.load()
+    keeper.refresh()
+    metrics.progress(keeper.progress, world.clock())
+    assert 'featurestore_quarantine_rows{view="ratings"} 4.0' in metrics.text().decode()
     world.store.drop_quarantined("ratings", all=True, reason="x")
     assert "set aside" not in fs("status")
     entry = world.store.workspace.ledger.latest("taxi", "quarantine", "ratings.1")
