@@ -513,6 +513,8 @@ def test_the_rows_of_an_entity_are_forgotten(world: World, capsys: pytest.Captur
 
 
 def test_how_many_rows_are_held_shows_everywhere(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    keeper, metrics = SnapshotKeeper(world.store.workspace), Metrics()
+    keeper.load()
     world.rides("1", BAD, city=["Bonn", "<i>Berlin</i>", "Bonn", "Bonn", "Bonn"])
     world.run()
     world.clock.advance(HOUR)
@@ -526,8 +528,6 @@ def test_how_many_rows_are_held_shows_everywhere(world: World, capsys: pytest.Ca
         assert "<dt>Rows that are set aside</dt><dd>4<br><code>rating: Between(1.0, 5.0)</code>" in page
         assert "a run sets them aside<" in page
         assert "Berlin" not in page
-    keeper, metrics = SnapshotKeeper(world.store.workspace), Metrics()
-    keeper.load()
     keeper.refresh()
     metrics.progress(keeper.progress, world.clock())
     assert 'featurestore_quarantine_rows{view="ratings"} 4.0' in metrics.text().decode()
