@@ -26,6 +26,7 @@ from featurestore.offline.interface import DataFile, TableId, TableReader
 from featurestore.online.interface import OnlineReader
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.online.records.whole import is_intact
+from featurestore.quarantine.files import files_of, read, reader_of
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import step
 from featurestore.workspace import Readers
@@ -84,7 +85,7 @@ def _check_view(
         problems += _damaged_frames(workspace, registered.view.name, lost)
         files, damaged_files = _check_files(workspace.offline, registered.view.name, registered.table, pinned)
         records, waiting, sample = 0, 0, Sample()
-        problems += damaged_files
+        problems += [*damaged_files, *_damaged_quarantine(workspace, registered.table)]
         if registered.view.online:
             records, damaged = _check_records(workspace.online, registered)
             problems += damaged
@@ -136,6 +137,16 @@ def _damaged_frames(workspace: Readers, view: str, lost: Sequence[LostPin]) -> I
             kept_blobs(workspace).get(blob_of(saved.frame), what, sha256=saved.frame.sha256)
         except DamagedFileError as error:
             yield f"{error} Without one, run `fs training-sets --delete {saved.name}` and save a new set."
+
+
+def _damaged_quarantine(workspace: Readers, table: TableId) -> Iterable[str]:
+    """Check the files of the rows that are set aside."""
+    blobs = reader_of(workspace.offline, table)
+    for file in files_of(blobs):
+        try:
+            read(blobs, table, file)
+        except DamagedFileError as error:
+            yield str(error)
 
 
 def _compared(workspace: Readers, registered: RegisteredView) -> Sample:

@@ -27,6 +27,7 @@ from featurestore.plan.classes import FLAGS, ChangeClass
 from featurestore.plan.planning import check_readable
 from featurestore.plan.server_code import check_code
 from featurestore.plan.version_control import commit_of
+from featurestore.quarantine.cleaning import clean_gone
 from featurestore.registered.snapshot import Snapshot
 from featurestore.statistics.gone import forget_gone
 from featurestore.steps import crash_point, reached, step
@@ -96,6 +97,7 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "", finish: s
             with step("drop", f"delete the data of {table.view} (generation {table.generation})"):
                 workspace.online.delete(view_prefix(table.project, table.view, table.generation))
                 workspace.offline.clean(table, keep=None)
+                clean_gone(workspace, table)
                 reached(DROPPED)
         if drops:
             forget_gone(workspace)

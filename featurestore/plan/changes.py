@@ -36,6 +36,8 @@ class Loss:
     """True: this apply deletes them. False: they stay under the old generation until `fs gc`."""
     training_sets: tuple[str, ...] = ()
     """Saved sets that could not be built again, because the tables they are pinned to would go."""
+    held_rows: int = 0
+    """Rows that are set aside: a new generation takes none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,10 @@ def explain_step(step: Step, *, prepare: bool = False) -> list[Line]:
         begins = "is filled before it is served" if prepare else "starts empty"
         fate = "deleted" if step.loss.deleted else f"set aside; generation {step.generation} {begins}"
         lines.append(Line(3, f"{rows} would be {fate}"))
+        if step.loss.held_rows:
+            held = "1 row" if step.loss.held_rows == 1 else f"{step.loss.held_rows:,} rows"
+            how = "would be deleted" if step.loss.deleted else "can then only be dropped"
+            lines.append(Line(3, f"{held} of its quarantine {how}"))
         if step.loss.training_sets:
             lines.append(Line(3, f"saved training sets {', '.join(step.loss.training_sets)} could not be built again"))
     elif prepare and step.is_new_generation:

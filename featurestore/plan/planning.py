@@ -29,8 +29,9 @@ from featurestore.plan.schemas import pin_schemas
 from featurestore.plan.server_code import code_of, lack_of_code
 from featurestore.plan.version_control import lacks
 from featurestore.project.loader import collect
+from featurestore.quarantine.held import noted_held
 from featurestore.registered.records import KINDS, from_records, to_record, with_dependencies
-from featurestore.registered.snapshot import RegisteredView, Snapshot
+from featurestore.registered.snapshot import RegisteredView, Snapshot, generation_key
 from featurestore.windows.layout import Layout
 from featurestore.workspace import Readers
 
@@ -310,6 +311,8 @@ def _loss(workspace: Readers, snapshot: Snapshot, name: str, *, deleted: Sequenc
     }
     rows = [(mark, rows_of(workspace.offline, table)) for table, mark in marks.items()]
     saved = list_sets(workspace.ledger, workspace.project) if deleted else []
+    held = noted_held(workspace.ledger, workspace.project)
+    keys = {generation_key(table.view, table.generation) for table in {*tables, *deleted}}
     return Loss(
         offline_rows=sum(mark.offline_rows if found is None else found for mark, found in rows),
         pushed_rows=sum(pushed_rows_of(workspace, table) for table in tables),
@@ -319,4 +322,5 @@ def _loss(workspace: Readers, snapshot: Snapshot, name: str, *, deleted: Sequenc
         ),
         deleted=bool(deleted),
         training_sets=tuple(found.name for found in saved if any(read.view == name for read in found.reads)),
+        held_rows=sum(found.held for key, found in held.items() if key in keys),
     )

@@ -22,6 +22,7 @@ from support.quarantined import HOUR, World
 from featurestore.errors import DamagedFileError, InputError, MaterializationError, NotFoundError
 from featurestore.ledger.runs import all_runs
 from featurestore.ledger.watermarks import read_watermark
+from featurestore.maintenance.verify import verify
 from featurestore.materialization import materialize
 from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch.metrics import Metrics
@@ -310,8 +311,9 @@ def test_another_generation_takes_no_rows_of_the_one_before(world: World, capsys
     text = (world.root / "features.py").read_text()
     world.define(text.replace('Field("phone", String, expect=[Matches(r"\\+.*")]', 'Field("phone2", String'))
     world.define(text.replace('        Field("city", String, expect=[OneOf(["Bonn", "Köln"])]),\n', ""))
-    world.apply(allow_breaking=True)
     fs = CommandLine(world.root, capsys)
+    assert "3 rows of its quarantine can then only be dropped" in fs("plan")
+    world.apply(allow_breaking=True)
     assert "generation 1 is not applied any more" in fs("quarantine", "list")
     with pytest.raises(NotFoundError, match="Generation 1 holds some"):
         world.store.release_quarantined("ratings", all=True, reason="x")
@@ -426,6 +428,8 @@ def test_a_damaged_file_stops_what_needs_it_and_nothing_else(world: World, how: 
     file.write_bytes(content[:-20] if how == "cut" else b"")
     with pytest.raises(DamagedFileError, match="quarantine of ratings"):
         world.store.quarantined("ratings")
+    (checked,) = verify(world.store.workspace)
+    assert ["quarantine of ratings" in problem for problem in checked.problems] == [True]
     with pytest.raises(DamagedFileError, match="held"):
         world.store.release_quarantined("ratings", all=True, reason="x")
     world.clock.advance(72 * HOUR)
@@ -480,6 +484,15 @@ def test_gc_removes_what_is_decided_and_what_is_gone(world: World, capsys: pytes
     assert "3 files of the quarantine of taxi/ratings/1 with 1 held rows removed" in fs("gc")
     assert list(folder.glob("*")) == []
     assert world.run().quarantined == 4  # all is read again for the new generation
+
+
+def test_deleting_a_view_says_that_its_quarantine_goes(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.rides("1", BAD)
+    world.run()
+    world.define("")
+    assert "3 rows of its quarantine would be deleted" in CommandLine(world.root, capsys)("plan")
+    world.apply(allow_breaking=True, allow_destroy=True)
+    assert list((world.root / "data/offline").rglob("held.*")) == []
 
 
 def test_a_teardown_removes_quarantines(world: World) -> None:
