@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import timedelta
 
 import click
 
@@ -45,3 +46,11 @@ def instant(ctx: click.Context, parameter: click.Parameter, given: str | None) -
         return found
 
     return before_now
+
+
+def duration(ctx: click.Context, _: click.Parameter, given: str | None) -> timedelta | None:
+    """Return a length of time, such as ``6h``, as the callback of an option."""
+    try:
+        return None if given is None else read_duration(given)
+    except ValueError as error:
+        raise click.BadParameter(f"{given!r}: {error}.") from None

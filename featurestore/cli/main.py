@@ -36,6 +36,7 @@ COMMANDS = {
     "served": "Show what servers kept of their answers.",
     "parity": "Compare what was served with what should have been.",
     "monitor": "Compare features with their baseline.",
+    "performance": "Compare what models predicted with what became known.",
     "token": "Create, list and revoke tokens of servers.",
     "catalog": "Show the catalog in a browser.",
     "list": "List what is registered.",

@@ -4,6 +4,7 @@ from featurestore.definitions.aggregation import Aggregation
 from featurestore.definitions.base import Definition, Field
 from featurestore.definitions.entity import Entity
 from featurestore.definitions.expectations import Between, Fresh, Matches, NotNull, OneOf, Rows, Share, Unique
+from featurestore.definitions.label import Label
 from featurestore.definitions.monitor import Drift, MatchRate, Monitor
 from featurestore.definitions.on_demand import OnDemandFeatureView, on_demand_feature_view
 from featurestore.definitions.service import FeatureService, ServedLog
@@ -21,6 +22,7 @@ __all__ = [
     "FeatureView",
     "Field",
     "Fresh",
+    "Label",
     "MatchRate",
     "Matches",
     "Monitor",

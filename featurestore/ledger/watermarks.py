@@ -5,8 +5,9 @@ One per view and generation, the newest ledger entry of kind ``watermark``, key 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from featurestore_registry.documents import WATERMARK, Interval, WatermarkDocument
 from featurestore_registry.interface import Ledger, LedgerReader
@@ -15,6 +16,10 @@ from featurestore_registry.records import LedgerEntry
 from featurestore.offline.interface import TableVersion
 from featurestore.registered.records import understood
 from featurestore.registered.snapshot import RegisteredView
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +97,17 @@ def subtract(intervals: Iterable[Interval], taken: Iterable[Interval]) -> tuple[
             if part[0] < part[1]
         ]
     return tuple(left)
+
+
+def covered(
+    intervals: Sequence[Interval], oldest: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Tell for each instant whether one interval holds it and what it reaches back to."""
+    import numpy as np
+
+    starts = np.array([start for start, _ in intervals])
+    ends = np.array([end for _, end in intervals])
+    place = np.searchsorted(starts, times, side="right") - 1
+    inside: npt.NDArray[np.bool_] = (place >= 0) & (times < ends[np.maximum(place, 0)])
+    inside &= oldest >= starts[np.maximum(place, 0)]
+    return inside

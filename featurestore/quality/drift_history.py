@@ -91,7 +91,7 @@ def _known(
         again = []
         for name, column in zip(columns, sides[1], strict=True):
             kind = request.key_types[name][0]
-            plain = looked_up(workspace, request, name, column) if now.hashes else column
+            plain = looked_up(workspace, [request], name, column) if now.hashes else column
             codes = plain.dictionary_encode()
             values = pa.array(hashed(codes.dictionary.to_pylist(), kind, salt), pa.string())
             again.append(values.take(codes.indices))

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featurestore.errors import NotFoundError
+from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.served.files import PREDICTED, joined, rows_between
 from featurestore.served.keep import no_log, read_served, services_kept
 from featurestore.served.predictions import schema_of
-from featurestore.served.shape import AT, INSTANCE, MODEL, PREDICTED_AT, REQUEST_ID, ROW
+from featurestore.served.shape import AT, MODEL, PREDICTED_AT, PREDICTION, REQUEST_ID, ROW
 from featurestore.workspace import Readers
 
 if TYPE_CHECKING:
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    Places = npt.NDArray[np.int64]
+
 LATEST_US = 86_400_000_000
 """A prediction is looked for so long after its request was served."""
 CLOCKS_US = 300_000_000
 """How far apart the clocks may be of the servers that answered and that took the prediction."""
-_PLACE, _SERVED = "fs_place", "fs_served"
+_ORDER = [(AT, "ascending"), (REQUEST_ID, "ascending"), (ROW, "ascending"), (MODEL, "ascending")]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class PredictedRows:
     rows: pa.Table
     """The columns of `FeatureStore.read_served`, then ``predicted_at``, ``model`` and ``prediction.*``."""
     repeated: int
-    """Predictions that a later one of the same request, row and model replaces."""
+    """Predictions that a later one of the same request, row, model and name replaces."""
     without_served: int
     """Predictions of the span beside which nothing was served: their requests were not kept, or are gone."""
     lonely: pa.Table
@@ -57,6 +59,54 @@ class PredictedRows:
 
 def read_predictions(workspace: Readers, service: str, start_us: int, end_us: int) -> pa.Table:
     """Return the predictions of [start, end), oldest first. See `FeatureStore.read_predictions`."""
+    return _in_order(_tables(workspace, service, start_us, end_us))
+
+
+def join_predictions(
+    workspace: Readers, service: str, start_us: int, end_us: int, *, only: str | None = None
+) -> PredictedRows:
+    """Return predictions beside what was served in [start, end). See `FeatureStore.join_predictions`.
+
+    ``only`` is the one name to read, so that others may change their kinds; raises NotFoundError if nobody logged it.
+    Models that log other names alone are left out then.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    served = read_served(workspace, service, max(start_us - LATEST_US, 0), end_us + CLOCKS_US)
+    try:
+        tables = _tables(workspace, service, max(start_us - CLOCKS_US, 0), end_us + LATEST_US)
+    except NotFoundError:  # of a service that is gone
+        tables = []
+    logged = _in_order(tables if only is None else _only(tables, PREDICTION + only))
+    names = [name for name in logged.column_names if name.startswith(PREDICTION)]
+    codes = _codes(served, logged)
+    keys = np.unique(np.stack([codes[1], _numbers(logged, MODEL)]), axis=1, return_inverse=True)[1].reshape(-1)
+    count = int(keys.max(initial=-1)) + 1
+    last = _last(keys, np.arange(logged.num_rows), count)
+    values = {name: _last(keys, np.flatnonzero(logged.column(name).is_valid().to_numpy()), count) for name in names}
+    beside = _beside(*codes, last)
+    served_us, logged_us = _instants(served, AT), _instants(logged, PREDICTED_AT)
+    is_found = beside >= 0
+    is_inside = np.zeros(count, bool)
+    is_inside[is_found] = _within(served_us[beside[is_found]], start_us, end_us)
+    is_lonely = ~is_found & _within(logged_us[last], start_us, end_us)
+    rows = served.take(pa.array(beside[is_inside]))
+    for name in (PREDICTED_AT, MODEL):
+        rows = rows.append_column(name, logged.column(name).take(pa.array(last[is_inside])))
+    for name in names:  # of names that were logged apart each has its own last row
+        chosen = np.where(values[name] < 0, last, values[name])[is_inside]
+        rows = rows.append_column(name, logged.column(name).take(pa.array(chosen)))
+    is_used = np.zeros(logged.num_rows, bool)
+    for places in (last, *values.values()):
+        is_used[places[places >= 0]] = True
+    repeated = int((~is_used & _within(logged_us, start_us, end_us)).sum())
+    lonely = logged.take(pa.array(last[is_lonely]))
+    return PredictedRows(rows.sort_by(_ORDER), repeated, lonely.num_rows, lonely)
+
+
+def _tables(workspace: Readers, service: str, start_us: int, end_us: int) -> list[pa.Table]:
+    """Return the predictions of [start, end) file by file; raises NotFoundError for a service without a log."""
     snapshot = workspace.snapshot()
     tables = list(rows_between(PREDICTED, workspace, service, start_us, end_us))
     definition = snapshot.services.get(service)
@@ -64,60 +114,82 @@ def read_predictions(workspace: Readers, service: str, start_us: int, end_us: in
         kept = services_kept(workspace, PREDICTED)
         if service not in kept:
             raise no_log(snapshot, service, kept)
+    return tables
+
+
+def _in_order(tables: list[pa.Table]) -> pa.Table:
     return joined(PREDICTED, tables, schema_of({})).sort_by(PREDICTED.order)
 
 
-def join_predictions(workspace: Readers, service: str, start_us: int, end_us: int) -> PredictedRows:
-    """Return predictions beside what was served in [start, end). See `FeatureStore.join_predictions`."""
-    import numpy as np
+def _only(tables: list[pa.Table], name: str) -> list[pa.Table]:
+    """Return tables with one prediction, without the models that have it nowhere and others somewhere."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    served = read_served(workspace, service, max(start_us - LATEST_US, 0), end_us + CLOCKS_US)
-    try:
-        logged = read_predictions(workspace, service, max(start_us - CLOCKS_US, 0), end_us + LATEST_US)
-    except NotFoundError:  # of a service that is gone
-        logged = schema_of({}).empty_table()
-    last = _last(logged, [REQUEST_ID, ROW, MODEL])
-    newest = _last(served, [REQUEST_ID, ROW])
-    found = logged.take(last).select([REQUEST_ID, ROW]).append_column(_PLACE, last)
-    known = served.take(newest).select([REQUEST_ID, ROW]).append_column(_SERVED, newest)
-    pairs = found.join(known, [REQUEST_ID, ROW], join_type="left outer").sort_by(_PLACE)
-    places = pairs.column(_PLACE).to_numpy()
-    beside = pairs.column(_SERVED).fill_null(-1).to_numpy()
-    served_us, logged_us = _instants(served, AT), _instants(logged, PREDICTED_AT)
-    is_found = beside >= 0
-    is_inside = np.zeros(len(places), bool)
-    is_inside[is_found] = _within(served_us[beside[is_found]], start_us, end_us)
-    is_lonely = ~is_found & _within(logged_us[places], start_us, end_us)
-    columns = [name for name in logged.column_names if name not in (REQUEST_ID, ROW, INSTANCE)]
-    rows = served.take(pa.array(beside[is_inside]))
-    for name in columns:
-        rows = rows.append_column(name, logged.column(name).take(pa.array(places[is_inside])))
-    repeated = np.ones(logged.num_rows, bool)
-    repeated[places] = False
-    lonely = logged.take(pa.array(places[is_lonely]))
-    count = int((repeated & _within(logged_us, start_us, end_us)).sum())
-    return PredictedRows(rows.sort_by([*_ORDER]), count, lonely.num_rows, lonely)
+    having, others = set[str](), set[str]()
+    names = {column for table in tables for column in table.column_names if column.startswith(PREDICTION)}
+    if names and name not in names:
+        known = sorted(column.removeprefix(PREDICTION) for column in names)
+        wanted = name.removeprefix(PREDICTION)
+        raise NotFoundError(
+            f"No model logged a prediction {wanted!r} in this span.",
+            hint=did_you_mean(wanted, known) or f"There are {', '.join(known)}.",
+            name=wanted,
+        )
+    for table in tables:
+        for column in (column for column in table.column_names if column.startswith(PREDICTION)):
+            found = table.column(MODEL).filter(table.column(column).is_valid()).unique().to_pylist()
+            (having if column == name else others).update(found)
+    left_out = pa.array(sorted(others - having), pa.string())
+    common = schema_of({}).names
+    chosen = [table.select([*common, *(c for c in table.column_names if c == name)]) for table in tables]
+    return [table.filter(pc.invert(pc.is_in(table.column(MODEL), left_out))) for table in chosen]
 
 
-_ORDER = [(AT, "ascending"), (REQUEST_ID, "ascending"), (ROW, "ascending"), (MODEL, "ascending")]
-
-
-def _last(table: pa.Table, keys: list[str]) -> pa.Array:
-    """Return the places of the last row of each key, in order."""
-    import pyarrow as pa
-
-    numbered = table.select(keys).append_column(_PLACE, pa.array(range(table.num_rows), pa.int64()))
-    found = numbered.group_by(keys).aggregate([(_PLACE, "max")]).column(f"{_PLACE}_max")
-    return found.combine_chunks().sort()
-
-
-def _instants(table: pa.Table, name: str) -> npt.NDArray[np.int64]:
-
-    found: npt.NDArray[np.int64] = table.column(name).cast("int64").to_numpy()
+def _numbers(table: pa.Table, name: str) -> Places:
+    """Return a number for each different text of a column."""
+    column = table.column(name).combine_chunks().dictionary_encode()
+    found: Places = column.indices.cast("int64").to_numpy(zero_copy_only=False)
     return found
 
 
-def _within(instants: npt.NDArray[np.int64], start_us: int, end_us: int) -> npt.NDArray[np.bool_]:
+def _codes(served: pa.Table, logged: pa.Table) -> tuple[Places, Places]:
+    """Return for each row of both a number of its request and row: equal ones are one."""
+    import numpy as np
+    import pyarrow as pa
+
+    both = pa.concat_tables([table.select([REQUEST_ID, ROW]) for table in (served, logged)])
+    rows = both.column(ROW).to_numpy().astype(np.int64)
+    codes = _numbers(both, REQUEST_ID) * (int(rows.max(initial=0)) + 1) + rows
+    return codes[: served.num_rows], codes[served.num_rows :]
+
+
+def _last(keys: Places, places: Places, count: int) -> Places:
+    """Return for each key the last of some rows in order, -1 where it has none of them."""
+    import numpy as np
+
+    found = np.full(count, -1, np.int64)
+    found[keys[places]] = places  # of equal keys the last assignment stays
+    return found
+
+
+def _beside(served: Places, logged: Places, last: Places) -> Places:
+    """Return for each last prediction the place of the newest row that was served for it, -1 for none."""
+    import numpy as np
+
+    known, place = np.unique(served[::-1], return_index=True)
+    wanted = logged[last]
+    at = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
+    if not len(known):
+        return np.full(len(wanted), -1, np.int64)
+    return np.where(known[at] == wanted, len(served) - 1 - place[at], -1)
+
+
+def _instants(table: pa.Table, name: str) -> Places:
+    found: Places = table.column(name).cast("int64").to_numpy()
+    return found
+
+
+def _within(instants: Places, start_us: int, end_us: int) -> npt.NDArray[np.bool_]:
     found: npt.NDArray[np.bool_] = (instants >= start_us) & (instants < end_us)
     return found

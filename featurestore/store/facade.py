@@ -1,4 +1,4 @@
-"""The FeatureStore facade but for what it says about serving."""
+"""The FeatureStore facade but for training sets and what it says about serving."""
 
 from __future__ import annotations
 
@@ -17,25 +17,22 @@ from featurestore.project.settings import Settings, make_settings, read_settings
 from featurestore.registered.applied import check_as_applied
 from featurestore.registered.records import KINDS, kind_named
 from featurestore.registered.snapshot import Snapshot
-from featurestore.store.observing import Instant, Observing
+from featurestore.store.learning import Learning
 from featurestore.tables import html_table
-from featurestore.types.times import Clock, given_instant, system_clock
+from featurestore.types.times import Clock, Instant, given_instant, system_clock
 from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from featurestore_registry.lineage.graph import Lineage
 
-    from featurestore.engine.interface import AsOf
     from featurestore.ingest import PushResult
     from featurestore.ingest.push import To
-    from featurestore.ledger.saved_sets import SavedSet
     from featurestore.materialization import RunResult
     from featurestore.plan import AppliedRevision, Plan, RevisionDiff
     from featurestore.request.features import FeaturesArgument
     from featurestore.serving import OnlineResponse
     from featurestore.statistics.profile import Profile, Profiles
-    from featurestore.training import TrainingSet
 
 Definitions = Definition | Iterable[Definition] | None
 """Objects, one or several; None for the feature repo's definitions."""
@@ -54,7 +51,7 @@ def _several(given: Any) -> Iterable[Any]:
     )
 
 
-class FeatureStore(Observing):
+class FeatureStore(Learning):
     """One project of a feature store.
 
     >>> store = FeatureStore("feature_repo")                                   # doctest: +SKIP
@@ -400,70 +397,11 @@ class FeatureStore(Observing):
         (name,) = self._names(PushSource, [source]) or [""]
         return push(self.workspace, name, df, to)
 
-    def get_historical_features(
-        self,
-        entity_df: Any = None,
-        features: FeaturesArgument = None,
-        *,
-        timestamp_column: str = "event_timestamp",
-        start: Instant | None = None,
-        end: Instant | None = None,
-        full_feature_names: bool = False,
-        as_of: AsOf | None = None,
-        direct: bool = False,
-    ) -> TrainingSet:
-        """Return a training set: the entity frame's rows with each feature as it was known at the row's time.
-
-        ``entity_df`` is any table (the how-to on training sets lists them), the path of a Parquet file, or a SQL query
-        over the project's views and sources; it holds the join keys and ``timestamp_column``. ``features`` is a feature
-        service (or its name) or a list of ``"view:feature"``, ``"view:*"`` (all features), views and selections.
-        ``as_of="event"`` ignores when values became known. ``direct=True`` reads the sources instead of the offline
-        store, by the definitions in the feature repo and by objects as you pass them: nothing need be applied. Without
-        ``entity_df``, pass ``start``, ``end`` and one view to get the view's rows in that span.
-
-        Raises EntityFrameError, EntityKeyError, NotFoundError, OutputNameClashError.
-        """
-        from featurestore.training import get_historical_features
-
-        return get_historical_features(
-            self.workspace,
-            entity_df,
-            features,
-            snapshot=self._as_if_applied(features) if direct else None,
-            timestamp_column=timestamp_column,
-            start=None if start is None else given_instant(start),
-            end=None if end is None else given_instant(end),
-            full_feature_names=full_feature_names,
-            as_of=as_of,
-            direct=direct,
-        )
-
     def _as_if_applied(self, features: Any) -> Snapshot:
         """Return the snapshot that an apply of the requested definitions would make; changes nothing."""
         from featurestore.plan import as_if_applied
 
         return as_if_applied(self.workspace, [] if features is None else list(_several(features)))
-
-    def get_training_set(self, name: str) -> TrainingSet:
-        """Build a saved training set again from its pinned versions, identical; TrainingSetChangedError otherwise."""
-        from featurestore.training import get_training_set
-
-        return get_training_set(self.workspace, name)
-
-    def list_training_sets(self) -> Sequence[SavedSet]:
-        """Return every saved training set by name, with its certificate and the table versions it is pinned to."""
-        from featurestore.ledger.saved_sets import list_sets
-
-        return list_sets(self.workspace.ledger, self.project, are_shown=True)
-
-    def delete_training_set(self, name: str) -> None:
-        """Delete a saved training set; its name is free again, and `fs gc` removes what only it pinned.
-
-        Raises NotFoundError.
-        """
-        from featurestore.training import delete_training_set
-
-        delete_training_set(self.workspace, name)
 
     def get_online_features(
         self,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import FeatureService, FeatureView, Monitor
-from featurestore.types.times import given_instant
+from featurestore.types.times import Instant, given_instant
 from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from featurestore.quality.report import MonitorResult
     from featurestore.served.joining import PredictedRows
     from featurestore.served.keep import Forgotten
-
-Instant = datetime | date | str
-"""An aware datetime (a naive one is UTC), a date (its midnight in UTC) or an ISO 8601 text; never a number."""
 
 
 class Observing:

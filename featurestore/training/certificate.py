@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from featurestore_registry.documents import CertificateDocument, ViewCertificate
+from featurestore_registry.documents import CertificateDocument, LabelCertificate, ViewCertificate
 
 from featurestore.definitions.view import not_shown
 from featurestore.engine.interface import REASONS, JoinFacts
@@ -21,7 +21,8 @@ from featurestore.tables import html_table
 from featurestore.training.asked import Asked
 from featurestore.training.coverage import Gap
 from featurestore.training.frames import TIME
-from featurestore.training.joins import JoinedRows, Observed, PinnedRead
+from featurestore.training.joins import JoinedLabel, JoinedRows, Observed, PinnedRead
+from featurestore.training.labels import LabelFacts
 from featurestore.training.recount import are_one, recounted
 from featurestore.training.reference import ReferenceRow, reference_answer
 from featurestore.types.arrow import arrow_type
@@ -39,6 +40,8 @@ class Certificate(CertificateDocument):
     def to_dict(self) -> dict[str, Any]:
         """Return the certificate as JSON."""
         document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        if not self.labels:  # only then has it these keys: what earlier releases save has none
+            del document["labels"], document["left_out"]
         return document
 
     @classmethod
@@ -62,9 +65,26 @@ class Certificate(CertificateDocument):
             yield "after now", f"{self.rows_after_now:,} rows"
         for name, code in self.on_demand.items():
             yield "on demand", f"{name}, code {code}"
+        if self.left_out:
+            yield "left out", f"{self.left_out:,} rows whose labels were not known"
         for view in self.views:
             yield "", ""
             yield from self._view_lines(view)
+        for label in self.labels:
+            yield "", ""
+            yield from self._label_lines(label)
+
+    def _label_lines(self, label: LabelCertificate) -> Iterator[tuple[str, str]]:
+        horizon, view = duration_text(label.horizon_us), label.view
+        yield "label", f"{label.name}: {label.feature} as known {horizon} after the row, of events after the row"
+        left_out = [(label.not_matured, "not matured"), (label.not_committed, "not committed")]
+        yield "left out", ", ".join(f"{rows:,} rows {why}" for rows, why in left_out if rows) or "no row"
+        yield "without a label", self._share(label.without_label) if self.rows else "no row"
+        yield "recomputed", f"{label.recomputed_rows:,} labels by plain loops over the files: all equal"
+        yield "generation", f"{view.generation}, table version {view.table_version}"
+        yield "availability", view.availability
+        if view.rests_on:
+            yield "note", view.rests_on
 
     def _view_lines(self, view: ViewCertificate) -> Iterator[tuple[str, str]]:
         version = "no table version" if view.table_version is None else f"table version {view.table_version}"
@@ -103,6 +123,7 @@ def certify(
     after_now: int,
     now_us: int,
     notes: Mapping[str, str],
+    left_out: int = 0,
 ) -> Certificate:
     """Examine a join and recompute its sampled rows; the certificate quotes the ``notes`` by view.
 
@@ -134,7 +155,30 @@ def certify(
         rows_after_now=after_now,
         recomputed_rows=min(counts, default=len(observed.rows)),
         certified_at=to_rfc3339(now_us),
+        labels=tuple(_of_label(label, now_us, notes) for label in rows.labels),
+        left_out=left_out,
     )
+
+
+def _of_label(label: JoinedLabel, now_us: int, notes: Mapping[str, str]) -> LabelCertificate:
+    """Certify a label as the join that it is, at the ends of the horizons."""
+    facts, without = label.facts, label.column.null_count
+    found = certify(label.rows, label.observed, (), 0, now_us, notes)
+    return LabelCertificate(
+        name=facts.name,
+        feature=facts.feature,
+        horizon_us=facts.horizon_us,
+        not_matured=facts.not_matured,
+        not_committed=facts.not_committed,
+        without_label=without,
+        recomputed_rows=found.recomputed_rows,
+        view=found.views[0],
+    )
+
+
+def facts_of(certified: LabelCertificate) -> LabelFacts:
+    """Return what is said of the label of a saved set."""
+    return LabelFacts(**{name: getattr(certified, name) for name in LabelFacts.__slots__})
 
 
 def _fault(message: str, view: str, **details: Any) -> CertificateError:

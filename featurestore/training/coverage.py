@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from featurestore_registry.documents import Interval
 
 from featurestore.definitions import FeatureView
-from featurestore.ledger.watermarks import Watermark, subtract
+from featurestore.ledger.watermarks import Watermark, covered, subtract
 from featurestore.offline.interface import TableReader
 from featurestore.offline.reading import opened
 from featurestore.registered.snapshot import RegisteredView
@@ -96,13 +96,13 @@ def find_gap(registered: RegisteredView, watermark: Watermark, times: npt.NDArra
         return Gap(name, int(come.sum()), total) if come.any() else None
     begun_us = watermark.source_begun_us if watermark.begun_us is None else watermark.begun_us
     oldest = _oldest(registered.view, times, watermark.intervals[0], begun_us)
-    missing = come & ~_covered(watermark.intervals, oldest, times)
+    missing = come & ~covered(watermark.intervals, oldest, times)
     if begun_us is not None:
         missing &= times >= begun_us
     if not missing.any():
         return None
     *earlier, (start, end) = watermark.intervals
-    recent = missing & _covered([*earlier, (start, end + RECENT_US)], oldest, times)
+    recent = missing & covered([*earlier, (start, end + RECENT_US)], oldest, times)
     span = _span(watermark.intervals, oldest[missing], times[missing], now_us)
     return Gap(name, int(missing.sum()), total, span, int(recent.sum()))
 
@@ -133,20 +133,6 @@ def _reached(view: FeatureView, times: npt.NDArray[np.int64]) -> npt.NDArray[np.
     begins = [(times - length) // step * step for length, step in lengths if length is not None]
     oldest: npt.NDArray[np.int64] = np.minimum.reduce(begins) + 1
     return oldest
-
-
-def _covered(
-    intervals: Sequence[Interval], oldest: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
-) -> npt.NDArray[np.bool_]:
-    """Tell for each instant whether one interval holds it and what it reaches back to."""
-    import numpy as np
-
-    starts = np.array([start for start, _ in intervals])
-    ends = np.array([end for _, end in intervals])
-    place = np.searchsorted(starts, times, side="right") - 1
-    inside: npt.NDArray[np.bool_] = (place >= 0) & (times < ends[np.maximum(place, 0)])
-    inside &= oldest >= starts[np.maximum(place, 0)]
-    return inside
 
 
 def _span(

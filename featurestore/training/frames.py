@@ -7,7 +7,7 @@ position.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ from featurestore.types.values import ValueType
 from featurestore.workspace import Readers
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pandas as pd
     import pyarrow as pa
 
@@ -98,6 +100,28 @@ class EntityFrame:
 
     def __len__(self) -> int:
         return int(self.keys.num_rows)
+
+    def first(self, n: int) -> EntityFrame:
+        """Return the first rows."""
+        data = {name: values.slice(0, n) for name, values in self.request_data.items()}
+        table = self.own.table.slice(0, n) if self.own.form == "arrow" else self.own.table.head(n)
+        return replace(self, own=replace(self.own, table=table), keys=self.keys.slice(0, n), request_data=data)
+
+    def taken(self, places: npt.NDArray[np.int64]) -> EntityFrame:
+        """Return some of the rows, by their places."""
+        import pyarrow as pa
+
+        own, chosen = self.own.table, pa.array(places)
+        table = (
+            own.take(chosen)
+            if self.own.form == "arrow"
+            else own.iloc[places]
+            if self.own.form == "pandas"
+            else own[places]
+        )
+        data = {name: values.take(chosen) for name, values in self.request_data.items()}
+        keys = self.keys.take(chosen)
+        return replace(self, own=replace(self.own, table=table), keys=keys, request_data=data)
 
     @cached_property
     def times(self) -> Any:

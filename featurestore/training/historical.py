@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from featurestore_registry.interface import LedgerReader
 
 from featurestore.consistency.belonging import compare_commit, compare_table, refuse
-from featurestore.definitions import FeatureView
+from featurestore.definitions import FeatureView, Label
 from featurestore.engine.interface import AsOf, Log, Span, StageRequest
 from featurestore.errors import InputError, IntervalError, OutputNameClashError
 from featurestore.ledger.commits import Remembered
@@ -25,7 +25,8 @@ from featurestore.request.features import FeatureRequest, FeaturesArgument, reso
 from featurestore.request.on_demand import OnDemandFunction
 from featurestore.training.coverage import Gap, find_gap
 from featurestore.training.frames import EntityFrame, check_frame, own_columns
-from featurestore.training.joins import JoinedRows, PinnedRead, SpanRows, pin
+from featurestore.training.joins import JoinedLabel, JoinedRows, PinnedRead, SpanRows, pin
+from featurestore.training.labels import LabelRead, OldEnough, read_labels
 from featurestore.training.training_set import TrainingSet
 from featurestore.types.times import to_instant, to_rfc3339
 from featurestore.workspace import Readers, Workspace
@@ -46,6 +47,7 @@ def get_historical_features(
     full_feature_names: bool = False,
     as_of: AsOf | None = None,
     direct: bool = False,
+    labels: Label | Sequence[Label] = (),
     snapshot: Snapshot | None = None,
 ) -> TrainingSet:
     """Return the training set of an entity frame; see `FeatureStore.get_historical_features`.
@@ -58,27 +60,59 @@ def get_historical_features(
         raise InputError(f"as_of={as_of!r} is not a way to read time.", hint="Pass 'available', 'event', or nothing.")
     snapshot = workspace.snapshot() if snapshot is None else snapshot
     request = resolve(snapshot, features, full_feature_names=full_feature_names)
+    listed = [labels] if isinstance(labels, Label) else list(labels)
+    wanted = read_labels(snapshot, listed, request, full_feature_names=full_feature_names)
     if entity_df is None:
+        if wanted:
+            raise InputError("Labels belong to the rows of an entity frame.", hint="Pass one, with its times.")
         return _span(workspace, request, timestamp_column, start, end, as_of, direct)
     if start is not None or end is not None:
         raise InputError("start and end go without an entity frame.", hint="Leave rows out of the entity frame.")
     frame = check_frame(own_columns(entity_df, workspace, snapshot), request, timestamp_column)
+    return _joined(workspace, snapshot, request, frame, wanted, as_of, direct=direct)
+
+
+def _joined(
+    workspace: Workspace,
+    snapshot: Snapshot,
+    request: FeatureRequest,
+    frame: EntityFrame,
+    labels: Sequence[LabelRead],
+    as_of: AsOf | None,
+    *,
+    direct: bool,
+) -> TrainingSet:
+    """Return the set of the rows of a frame that have every label."""
+    now_us, folders = workspace.clock(), list[Path]()
+    old_enough = OldEnough.of(frame, labels, None if direct else workspace.ledger, now_us)
+    frame = old_enough.rows_of(frame)
     functions = [OnDemandFunction(snapshot, read.view) for read in request.on_demand]
-    now_us = workspace.clock()
-    pins, folder = (
-        _staged(workspace, request, frame, as_of, now_us) if direct else (_committed(workspace, request, as_of), None)
-    )
-    rows = JoinedRows(workspace.engine.joins, workspace.offline, functions, request, frame, pins, direct)
+
+    def pinned(request: FeatureRequest, frame: EntityFrame) -> tuple[PinnedRead, ...]:
+        if not direct:
+            return _committed(workspace, request, as_of)
+        pins, folder = _staged(workspace, request, frame, as_of, now_us)
+        folders.append(folder)
+        return pins
+
+    joins, offline, pins = workspace.engine.joins, workspace.offline, pinned(request, frame)
+    beside = []
+    for label, facts in zip(labels, old_enough.facts, strict=True):
+        later = label.frame(frame.own, frame.timestamp_column)
+        of_label = JoinedRows(joins, offline, (), label.request, later, pinned(label.request, later), direct)
+        beside.append(JoinedLabel(label, of_label, facts))
+    rows = JoinedRows(joins, offline, functions, request, frame, pins, direct, tuple(beside))
     made = TrainingSet(
         workspace,
         rows,
         gaps=() if direct else find_gaps(workspace.ledger, pins, frame.times, now_us),
         after_now=int((frame.times > now_us).sum()),
         checks_availability=as_of is None,
-        notes={} if direct else find_notes(workspace, pins),
-        deprecated=deprecations(snapshot, request),
+        notes={} if direct else find_notes(workspace, rows.all_pins),
+        told=[*filter(None, [old_enough.text(now_us)]), *deprecations(snapshot, request)],
+        left_out=old_enough.left_out,
     )
-    if folder is not None:
+    for folder in folders:
         weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
     return made
 
@@ -194,4 +228,4 @@ def _span(
         )
     pins = _committed(workspace, request, as_of)
     rows = SpanRows(workspace.engine.queries, workspace.offline, request, pins, timestamp_column, start_us, end_us)
-    return TrainingSet(workspace, rows, deprecated=deprecations(workspace.snapshot(), request))
+    return TrainingSet(workspace, rows, told=deprecations(workspace.snapshot(), request))

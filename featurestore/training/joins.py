@@ -16,11 +16,14 @@ from featurestore.request.features import FeatureRequest, OutputColumn, ViewRead
 from featurestore.request.on_demand import OnDemandFunction
 from featurestore.statistics.sets import sampled_rows
 from featurestore.training.frames import TIME, EntityFrame, engine_column, no_columns
+from featurestore.training.labels import LabelFacts, LabelRead
 from featurestore.types import Timestamp
-from featurestore.types.arrow import arrow_schema
+from featurestore.types.arrow import arrow_schema, one_array
 from featurestore.types.columns import EVENT
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
 
 BATCH_ROWS = 131_072
@@ -135,11 +138,39 @@ class JoinedRows:
     pins: tuple[PinnedRead, ...]
     direct: bool = False
     """Whether the pins are files of this set's own, staged from the sources."""
+    labels: tuple[JoinedLabel, ...] = ()
+    """Labels of the same rows."""
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The schema of the feature columns, in the order asked."""
-        return arrow_schema({output.name: output.field.type for output in self.request.outputs})
+        """The schema of the feature columns, in the order asked, and of the labels after them."""
+        outputs = [output for request in self.requests for output in request.outputs]
+        return arrow_schema({output.name: output.field.type for output in outputs})
+
+    @property
+    def requests(self) -> list[FeatureRequest]:
+        """The request for the features, and those for the labels."""
+        return [self.request, *(label.rows.request for label in self.labels)]
+
+    @property
+    def all_pins(self) -> tuple[PinnedRead, ...]:
+        """The pins of the labels' views, and of the features'."""
+        return (*(pinned for label in self.labels for pinned in label.rows.pins), *self.pins)
+
+    def first(self, n: int) -> JoinedRows:
+        """Return the same join of the first rows."""
+        labels = tuple(replace(label, rows=label.rows.first(n)) for label in self.labels)
+        return replace(self, frame=self.frame.first(n), labels=labels)
+
+    def taken(self, places: npt.NDArray[np.int64]) -> JoinedRows:
+        """Return the same join of some of the rows, by their places."""
+        labels = tuple(replace(label, rows=label.rows.taken(places)) for label in self.labels)
+        return replace(self, frame=self.frame.taken(places), labels=labels)
+
+    def repinned(self) -> JoinedRows:
+        """Return the same join of the newest table versions."""
+        labels = tuple(replace(label, rows=label.rows.repinned()) for label in self.labels)
+        return replace(self, pins=repinned(self.offline, self.pins), labels=labels)
 
     @cached_property
     def join(self) -> Join:
@@ -175,6 +206,7 @@ class JoinedRows:
                     observed.see(pinned.read, mine, done)
             computed = self._computed(places, done, joined.num_rows)
             arrays = [self._output(output, places, computed) for output in self.request.outputs]
+            arrays += [label.column.slice(done, joined.num_rows) for label in self.labels]
             done += joined.num_rows
             yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
         if done != len(self.frame):
@@ -215,6 +247,28 @@ class JoinedRows:
 
 
 @dataclass(frozen=True)
+class JoinedLabel:
+    """One label of a set's rows: a join of its own, at the ends of their horizons."""
+
+    label: LabelRead
+    rows: JoinedRows
+    facts: LabelFacts
+
+    @cached_property
+    def observed(self) -> Observed:
+        """What a certificate needs of the join, once there is the ``column``."""
+        return Observed(len(self.rows.frame))
+
+    @cached_property
+    def column(self) -> pa.Array:
+        """The label of each row."""
+        import pyarrow as pa
+
+        table = pa.Table.from_batches(self.rows.batches(self.observed), self.rows.schema)
+        return one_array(table.column(0))
+
+
+@dataclass(frozen=True)
 class SpanRows:
     """A view's own rows with event time in [start, end), only the last correction of each."""
 
@@ -225,6 +279,20 @@ class SpanRows:
     timestamp_column: str
     start_us: int
     end_us: int
+
+    @property
+    def requests(self) -> list[FeatureRequest]:
+        """The request, as of `JoinedRows`."""
+        return [self.request]
+
+    @property
+    def all_pins(self) -> tuple[PinnedRead, ...]:
+        """The pins, as of `JoinedRows`."""
+        return self.pins
+
+    def repinned(self) -> SpanRows:
+        """Return the same rows of the newest table versions."""
+        return replace(self, pins=repinned(self.offline, self.pins))
 
     @cached_property
     def schema(self) -> pa.Schema:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from featurestore.definitions import ParquetSource
-from featurestore.errors import InputError
+from featurestore.errors import NO_SPACE, DiskFullError, InputError
 from featurestore.workspace import Readers
 
 _BEGINNINGS = (b"PAR1", b"")
@@ -75,3 +76,19 @@ def _is_same(target: Path, other: str | Path) -> bool:
     with suppress(OSError, ValueError):  # a query, or a missing file
         return target.samefile(other)
     return False
+
+
+@contextmanager
+def output_errors(target: Path) -> Iterator[None]:
+    """Translate what the disk says while a set is written to a file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise DiskFullError(
+                f"No space was left for {target}.", hint="Free some space and write it again."
+            ) from None
+        # Arrow's message names our partial file, which means nothing to the user.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        hint = f"Check that you may write in {target.parent}, or write elsewhere."
+        raise InputError(f"{target} cannot be written: {reason}.", hint=hint, path=str(target)) from None

@@ -28,12 +28,12 @@ SAMPLED = crash_point("training_set.sampled", "the set's sampled rows are next t
 
 def profile_of(rows: JoinedRows) -> SetProfile:
     """Return what counts a training set while its batches pass."""
-    return SetProfile(columns_of(rows.request), len(rows.frame))
+    return SetProfile(columns_of(*rows.requests), len(rows.frame))
 
 
-def columns_of(request: FeatureRequest) -> list[SetColumn]:
-    """Return the features of a training set as they are counted."""
-    return [_column(request, output) for output in request.outputs]
+def columns_of(*requests: FeatureRequest) -> list[SetColumn]:
+    """Return the features and labels of a training set as they are counted."""
+    return [_column(request, output) for request in requests for output in request.outputs]
 
 
 def _column(request: FeatureRequest, output: OutputColumn) -> SetColumn:

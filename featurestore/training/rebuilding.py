@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from featurestore_registry.records import Revision
@@ -11,11 +12,13 @@ from featurestore.errors import CodeMismatchError, TableVersionError
 from featurestore.ledger.saved_sets import KeptSet, SavedSet, blob_of, kept_blobs, read_kept, read_set
 from featurestore.offline.interface import OfflineReader, TableId, TableVersion
 from featurestore.registered.snapshot import Snapshot
-from featurestore.request.features import from_references
+from featurestore.request.features import ViewRead, from_references
 from featurestore.request.on_demand import OnDemandFunction
 from featurestore.tables import Form
+from featurestore.training.certificate import Certificate, facts_of
 from featurestore.training.frames import check_frame
-from featurestore.training.joins import JoinedRows, pin
+from featurestore.training.joins import JoinedLabel, JoinedRows, PinnedRead, pin
+from featurestore.training.labels import LABEL, label_from
 from featurestore.training.saving import from_kept, read_frame
 from featurestore.training.training_set import TrainingSet
 from featurestore.workspace import Readers, Workspace
@@ -31,25 +34,15 @@ def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
     saved = read_set(workspace.ledger, workspace.project, name)
     beside = read_kept(kept_blobs(workspace), blob_of(saved.frame))
     snapshot = Snapshot.of(_revision(workspace, saved, beside)).with_code(workspace.code)
+    full_names, documents = saved.full_feature_names, [dict(found) for found in saved.references]
     request = from_references(
-        snapshot, [dict(found) for found in saved.references], full_feature_names=saved.full_feature_names
+        snapshot, [each for each in documents if LABEL not in each], full_feature_names=full_names
     )
+    labels = [label_from(snapshot, each, full_feature_names=full_names) for each in documents if LABEL in each]
     own = from_kept(read_frame(workspace, saved), cast(Form, saved.frame.form))
-    frame = check_frame(own, request, saved.frame.timestamp_column)
-    pins = []
-    for read, kept in zip(request.reads, saved.reads, strict=True):
-        table = read.registered.table
-        version = None if kept.version is None else _pinned(workspace.offline, name, table, kept.version)
-        known = None if beside is None else beside.commits.get(kept.name)
-        if version is not None and known is not None and version.identity != known:
-            raise TableVersionError(
-                f"Version {kept.version} of table {table} is not the commit that training set {name!r} was saved with: "
-                "the offline store was restored, and written to since.",
-                hint="Restore the table from a backup that holds it.",
-                table=str(table),
-                version=kept.version,
-            )
-        pins.append(pin(read, cast(AsOf, kept.as_of), version))
+    column = saved.frame.timestamp_column
+    frame = check_frame(own, request, column)
+    pins = _pins(workspace, saved, beside, [*request.reads, *(label.read for label in labels)])
     try:
         functions = [OnDemandFunction(snapshot, read.view) for read in request.on_demand]
     except CodeMismatchError as error:
@@ -58,8 +51,38 @@ def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
             hint="Go back to the code that it was saved with.",
             **error.details,
         ) from None
-    rows = JoinedRows(workspace.engine.joins, workspace.offline, functions, request, frame, tuple(pins))
+    joins, offline = workspace.engine.joins, workspace.offline
+    own_pins, others = pins[: len(request.reads)], pins[len(request.reads) :]
+    counted = Certificate.from_dict(saved.certificate).labels
+    beside_rows = [
+        JoinedLabel(
+            label, JoinedRows(joins, offline, (), label.request, label.frame(own, column), (pinned,)), facts_of(told)
+        )
+        for label, pinned, told in zip(labels, others, counted, strict=True)
+    ]
+    rows = JoinedRows(joins, offline, functions, request, frame, own_pins, labels=tuple(beside_rows))
     return TrainingSet(workspace, rows, saved=saved)
+
+
+def _pins(
+    workspace: Workspace, saved: SavedSet, beside: KeptSet | None, reads: Sequence[ViewRead]
+) -> tuple[PinnedRead, ...]:
+    """Pin reads to the versions that a set was saved with; raises TableVersionError where one is gone or another."""
+    pins = []
+    for read, kept in zip(reads, saved.reads, strict=True):
+        table = read.registered.table
+        version = None if kept.version is None else _pinned(workspace.offline, saved.name, table, kept.version)
+        known = None if beside is None else beside.commits.get(kept.name)
+        if version is not None and known is not None and version.identity != known:
+            raise TableVersionError(
+                f"Version {kept.version} of table {table} is not the commit that training set {saved.name!r} was saved "
+                "with: the offline store was restored, and written to since.",
+                hint="Restore the table from a backup that holds it.",
+                table=str(table),
+                version=kept.version,
+            )
+        pins.append(pin(read, cast(AsOf, kept.as_of), version))
+    return tuple(pins)
 
 
 def _pinned(offline: OfflineReader, name: str, table: TableId, number: int) -> TableVersion:

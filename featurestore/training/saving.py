@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from featurestore_registry.documents import SavedFrame, SavedRead
@@ -35,7 +35,7 @@ from featurestore.steps import crash_point, reached
 from featurestore.tables import Form
 from featurestore.training.certificate import Certificate
 from featurestore.training.frames import OwnColumns
-from featurestore.training.joins import JoinedRows
+from featurestore.training.joins import JoinedRows, PinnedRead
 from featurestore.training.profiling import keep_profile, lacks_profile
 from featurestore.workspace import Readers, Workspace
 
@@ -112,24 +112,31 @@ def _frame_of(name: str) -> str:
 def _describe(rows: JoinedRows, name: str, fingerprint: str, certificate: Certificate, frame: SavedFrame) -> SavedSet:
     reads = tuple(
         SavedRead(
-            name=pinned.read.name,
+            name=name,
             view=pinned.read.view.name,
             generation=pinned.read.registered.generation,
             version=None if pinned.version is None else pinned.version.number,
             as_of=pinned.as_of,
         )
-        for pinned in rows.pins
+        for name, pinned in named_pins(rows)
     )
     return SavedSet(
         name=name,
         registry_revision=rows.request.revision,
-        references=rows.request.references,
+        references=(*rows.request.references, *(label.label.document() for label in rows.labels)),
         full_feature_names=rows.request.full_feature_names,
         reads=reads,
         frame=SavedFrame(frame.form, frame.file, frame.sha256, rows.frame.timestamp_column),
         fingerprint=fingerprint,
         certificate=certificate.to_dict(),
     )
+
+
+def named_pins(rows: JoinedRows) -> Iterator[tuple[str, PinnedRead]]:
+    """Yield the reads under names that differ: those of the features, then a label's, whose name no view can have."""
+    yield from ((pinned.read.name, pinned) for pinned in rows.pins)
+    for place, label in enumerate(rows.labels):
+        yield from ((f"label {place} {pinned.read.name}", pinned) for pinned in label.rows.pins)
 
 
 def _content(saved: SavedSet) -> dict[str, Any]:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from featurestore.errors import (
-    NO_SPACE,
     DamagedFileError,
-    DiskFullError,
     EngineError,
     InputError,
     OfflineStoreError,
@@ -30,16 +26,21 @@ from featurestore.training.certificate import Certificate, certify
 from featurestore.training.checking import check_set
 from featurestore.training.coverage import Gap, gaps_text, held_back, own_events, warn
 from featurestore.training.fingerprints import TableFingerprint, fingerprint
-from featurestore.training.frames import EntityFrame, OwnColumns, no_columns
-from featurestore.training.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone, repinned
-from featurestore.training.outputs import check_output
+from featurestore.training.frames import OwnColumns, no_columns
+from featurestore.training.joins import BATCH_ROWS, JoinedLabel, JoinedRows, Observed, SpanRows, is_gone
+from featurestore.training.labels import LabelFacts
+from featurestore.training.outputs import check_output, output_errors
 from featurestore.training.profiling import columns_of, profile_of, read_sample
 from featurestore.training.saving import save
+from featurestore.training.splitting import split
 from featurestore.training.sql_text import join_sql
 from featurestore.types.arrow import one_array
+from featurestore.types.times import Instant
 from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     import pandas as pd
     import polars as pl
     import pyarrow as pa
@@ -69,7 +70,8 @@ class TrainingSet:
         after_now: int = 0,
         checks_availability: bool = False,
         notes: Mapping[str, str] | None = None,
-        deprecated: Sequence[str] = (),
+        told: Sequence[str] = (),
+        left_out: int = 0,
         saved: SavedSet | None = None,
     ) -> None:
         self._workspace = workspace
@@ -77,6 +79,7 @@ class TrainingSet:
         self._gaps = tuple(gaps)
         self._after_now = after_now
         self._checks_availability = checks_availability
+        self._left_out = left_out
         self._notes = dict(notes or {})
         """Notes by view, for the certificate."""
         self._saved = saved
@@ -91,7 +94,7 @@ class TrainingSet:
         """
         if (text := gaps_text(self._gaps)) is not None:
             self._warn(text)
-        for note in dict.fromkeys([*self._notes.values(), *deprecated]):
+        for note in dict.fromkeys([*self._notes.values(), *told]):
             self._warn(note)
         if after_now:
             self._warn(f"{after_now:,} of {len(self):,} entity rows are after now: their values may still change.")
@@ -101,7 +104,7 @@ class TrainingSet:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of `to_arrow`: the frame's own, then the features."""
+        """The columns of `to_arrow`: the frame's own, then the features, then the labels."""
         own = self._rows.frame.own.names if isinstance(self._rows, JoinedRows) else []
         return (*own, *self._rows.schema.names)
 
@@ -116,8 +119,17 @@ class TrainingSet:
         return tuple(output.name for output in self._rows.request.outputs)
 
     @property
+    def labels(self) -> tuple[LabelFacts, ...]:
+        """The labels, in the order asked: their horizons, and how many rows are left out for want of them."""
+        return tuple(label.facts for label in self._labels)
+
+    @property
+    def _labels(self) -> tuple[JoinedLabel, ...]:
+        return self._rows.labels if isinstance(self._rows, JoinedRows) else ()
+
+    @property
     def sql(self) -> str:
-        """The SQL of the join, for people."""
+        """The SQL of the join of the features, for people; each label is a join of its own."""
         rows = self._rows
         at = rows.frame.timestamp_column if isinstance(rows, JoinedRows) else rows.timestamp_column
         return join_sql(rows.request, rows.pins, at)
@@ -138,7 +150,7 @@ class TrainingSet:
                     pass
             assert self._observed is not None
             now_us = self._workspace.clock()
-            return certify(rows, self._observed, self._gaps, self._after_now, now_us, self._notes)
+            return certify(rows, self._observed, self._gaps, self._after_now, now_us, self._notes, self._left_out)
 
         return self._with_reopening(work)
 
@@ -184,7 +196,7 @@ class TrainingSet:
             raise InputError(f"n={n} is not a number of rows.", hint="Pass 0 or more.")
         features = self._with_reopening(lambda: self._first(n))
         joined = self._rows.frame if isinstance(self._rows, JoinedRows) else None
-        own = no_columns(features.num_rows) if joined is None else _first_rows(joined, n).own
+        own = no_columns(features.num_rows) if joined is None else joined.first(n).own
         return _beside(own, features)
 
     def to_polars(self) -> pl.DataFrame:
@@ -210,7 +222,7 @@ class TrainingSet:
         check_output(self._workspace, target, frame)
         partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
         try:
-            with _output_errors(target):
+            with output_errors(target):
                 self._with_reopening(lambda: self._write(partial))
                 partial.replace(target)
         finally:
@@ -263,14 +275,14 @@ class TrainingSet:
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        """The features of which statistics, profiles and samples show no values, because they are personal, and why."""
-        return left_out(self._rows.request)
+        """The columns of which statistics, profiles and samples show no values, because they are personal, and why."""
+        return {name: why for request in self._rows.requests for name, why in left_out(request).items()}
 
     def profile(self) -> Profile:
         """Return what the features hold: counts, quantiles, frequent values, drawn in a notebook."""
         from featurestore.statistics.profile import profile
 
-        columns = [each.column for each in columns_of(self._rows.request)]
+        columns = [each.column for each in columns_of(*self._rows.requests)]
         table = self._features().select([column.name for column in columns])
         return profile(self._workspace.engine, "the training set", table, columns)
 
@@ -282,9 +294,25 @@ class TrainingSet:
         ``expect`` holds `Rows` and `Share`, of all columns of `to_arrow`; ``columns`` rules of single ones by name.
         Raises InputError for rules that do not fit.
         """
-        kinds = {output.name: output.field.type for output in self._rows.request.outputs}
+        kinds = {output.name: output.field.type for request in self._rows.requests for output in request.outputs}
         check_set(self._workspace, self.to_arrow(), kinds, expect, columns or {}, hidden=set(self.left_out))
         return self
+
+    def split(self, at: Instant, *, embargo: timedelta | None = None, allow_overlap: bool = False) -> Split:
+        """Return the rows before an instant to train on, those from it on to test with, and how many are in between.
+
+        A row trains if its time lies before ``at - embargo``, and tests from ``at`` on. The embargo is by default the
+        greatest horizon of the labels: what trains was then known before the test begins. A shorter one is refused
+        unless ``allow_overlap``. Both parts are sets of their own, joined when their rows are asked for; of a saved
+        set the whole is built first, and compared. Raises InputError, also for a part without rows.
+        """
+        rows = self.joined("cannot be split")
+        *parts, left_out = split(rows, at, embargo, allow_overlap=allow_overlap)
+        known = self._features() if self._saved is not None else self._table
+        train, test = (TrainingSet(self._workspace, rows.taken(places)) for places in parts)
+        for part, places in zip((train, test), parts, strict=True):
+            part._table = None if known is None else known.take(places)
+        return Split(train, test, left_out)
 
     def fingerprint(self) -> str:
         """Return the hash of the feature columns: every value, its type and its place count."""
@@ -326,7 +354,7 @@ class TrainingSet:
             return self._features().slice(0, n)
         rows = self._rows
         if isinstance(rows, JoinedRows):
-            rows = replace(rows, frame=_first_rows(rows.frame, n))
+            rows = rows.first(n)
         batches, count = [], 0
         for batch in rows.batches():
             batches.append(batch)
@@ -362,6 +390,9 @@ class TrainingSet:
             self._checks_availability = False
             for text in held_back(self._rows, observed):
                 self._warn(text)
+            for label in self._rows.labels:
+                for text in held_back(label.rows, label.observed):
+                    self._warn(f"Label {label.facts.name!r}, at the ends of the horizons: {text}")
         for text in own_events(self._rows):
             if text not in self.warnings:
                 self._warn(text)
@@ -399,10 +430,10 @@ class TrainingSet:
         try:
             return work()
         except (OfflineStoreError, EngineError):
-            if self._reopened or self._saved is not None or not any(is_gone(offline, p) for p in self._rows.pins):
+            if self._reopened or self._saved is not None or not any(is_gone(offline, p) for p in self._rows.all_pins):
                 raise
         self._reopened, self._observed = True, None
-        self._rows = replace(self._rows, pins=repinned(offline, self._rows.pins))
+        self._rows = self._rows.repinned()
         self._warn("The files of a pinned table version were cleaned away: the set was opened again with the newest.")
         return work()
 
@@ -421,17 +452,22 @@ class TrainingSet:
     def _repr_html_(self) -> str:
         reads = [
             (pin.read.name, pin.read.view.name, "" if pin.version is None else pin.version.number, pin.as_of)
-            for pin in self._rows.pins
+            for pin in self._rows.all_pins
         ]
         table = html_table(reads, ("read as", "view", "table version", "as of"))
         notes = "".join(f"<p>⚠ {escape(text)}</p>" for text in self.warnings)
         return f"<p><b>{escape(repr(self))}</b>: {escape(', '.join(self.features))}</p>{table}{notes}"
 
 
-def _first_rows(frame: EntityFrame, n: int) -> EntityFrame:
-    data = {name: values.slice(0, n) for name, values in frame.request_data.items()}
-    table = frame.own.table.slice(0, n) if frame.own.form == "arrow" else frame.own.table.head(n)
-    return replace(frame, own=replace(frame.own, table=table), keys=frame.keys.slice(0, n), request_data=data)
+class Split(NamedTuple):
+    """Two parts of a set, and how many of its rows are in neither."""
+
+    train: TrainingSet
+    """The rows with times before ``at - embargo``."""
+    test: TrainingSet
+    """The rows with times from ``at`` on."""
+    left_out: int
+    """Rows in between: some of their labels were known only after the test begins."""
 
 
 def _beside(own_columns: OwnColumns, features: pa.Table) -> pd.DataFrame:
@@ -448,18 +484,3 @@ def _beside(own_columns: OwnColumns, features: pa.Table) -> pd.DataFrame:
     frame.index, frame.columns.name = own.index, own.columns.name
     frame.attrs = dict(own.attrs)
     return frame
-
-
-@contextlib.contextmanager
-def _output_errors(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise DiskFullError(
-                f"No space was left for {target}.", hint="Free some space and write it again."
-            ) from None
-        # Arrow's message names our partial file, which means nothing to the user.
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        hint = f"Check that you may write in {target.parent}, or write elsewhere."
-        raise InputError(f"{target} cannot be written: {reason}.", hint=hint, path=str(target)) from None

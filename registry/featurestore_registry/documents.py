@@ -373,6 +373,27 @@ class ViewCertificate:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelCertificate:
+    """What a certificate states about one label: it is known at the end of a horizon after the row, not before."""
+
+    name: str
+    """Its column."""
+    feature: str
+    """``view:feature``."""
+    horizon_us: int
+    not_matured: int
+    """Rows that are left out because their horizon had not ended."""
+    not_committed: int
+    """Rows that are left out because not all that happened in their horizon was committed."""
+    without_label: int
+    """Rows with a null label: nothing happened in their horizon, or nothing that was known at its end."""
+    recomputed_rows: int
+    """How many labels plain loops over the files gave again."""
+    view: ViewCertificate
+    """Its view, at the ends of the horizons: ``from_future`` counts what was known only after them."""
+
+
+@dataclass(frozen=True, slots=True)
 class CertificateDocument:
     """Facts about a training set at its pinned versions."""
 
@@ -388,6 +409,9 @@ class CertificateDocument:
     """How many rows plain loops over the files answered again, with the same values."""
     certified_at: str
     """RFC 3339."""
+    labels: tuple[LabelCertificate, ...] = ()
+    left_out: int = 0
+    """Rows that are left out because a label of theirs was not known."""
 
 
 @dataclass(frozen=True, slots=True)
