@@ -124,7 +124,7 @@ def test_from_init_to_an_answer_over_http(new_repo: Path) -> None:
     answer = fs_json(new_repo, "online", *asked)
     newest = newest_by_hand(new_repo, 1007)
     assert answer["features"]["rating"] == [newest["rating"]]
-    with serving(new_repo) as server, server.client() as client:
+    with serving(new_repo, fresh=True) as server, server.client() as client:
         body = {"feature_service": SERVICE, "entities": {"driver_id": [1007]}, "request_data": {"trip_km": [9.5]}}
         served = client.post("/v1/online-features", json=body).json()
         assert served["rows"] == [[answer["features"][name][0] for name in served["names"]]]

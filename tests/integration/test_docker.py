@@ -322,7 +322,7 @@ def test_the_jobs_fill_registry_and_redis_and_the_server_serves_them(
     assert run(set_up).count("Its text is the one in") == 2
     assert run(set_up).count("is there already") == 2
     registry = services["registry"]
-    with registry_process(repo, environment=as_process(registry, places)) as url:
+    with registry_process(repo, environment=as_process(registry, places), fresh=True) as url:
         places["http://registry:6570"] = url
         healthcheck = [part.replace("http://127.0.0.1:6570", url) for part in registry["healthcheck"]["test"][1:]]
         wait_until_healthy(healthcheck, as_process(registry, places))
@@ -335,7 +335,9 @@ def check_server(compose: dict[str, Any], repo: Path, copied: dict[str, bytes], 
     arguments = server["command"]
     workers = arguments[arguments.index("--workers") + 1]
     host = arguments[arguments.index("--host") + 1]
-    with serving(repo, "--host", host, "--workers", workers, environment=as_process(server, places)) as process:
+    with serving(
+        repo, "--host", host, "--workers", workers, environment=as_process(server, places), fresh=True
+    ) as process:
         port = process.url.rsplit(":", 1)[1].rstrip("/")
         healthcheck = [part.replace(":6566", f":{port}") for part in server["healthcheck"]["test"][1:]]
         wait_until_healthy(healthcheck, as_process(server, places))

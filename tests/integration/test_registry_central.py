@@ -191,7 +191,7 @@ def test_the_unit_and_the_proxy_fit_the_page(tmp_path: Path) -> None:
     port = arguments.index("--port")
     assert f"server 127.0.0.1:{arguments[port + 1]};" in proxy.read_text()
     (tmp_path / "feature_store.yaml").write_text("project: host\n")
-    with registry_process(tmp_path, *arguments[2:port], "--port", "0", *arguments[port + 2 :]) as url:
+    with registry_process(tmp_path, *arguments[2:port], "--port", "0", *arguments[port + 2 :], fresh=True) as url:
         assert httpx.get(f"{url}/ready").status_code == 200
     assert f"client_max_body_size  {wire.MAX_BODY_BYTES >> 20}m;" in proxy.read_text()
 

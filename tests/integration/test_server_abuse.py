@@ -71,7 +71,7 @@ class Polite:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     project = small_project(tmp_path_factory.mktemp("abuse") / "repo", system_clock())
-    with serving(project.root) as server:
+    with serving(project.root, fresh=True) as server:
         yield server
 
 

@@ -276,7 +276,7 @@ def test_failures_cost_no_memory_and_no_descriptors(tmp_path: Path, start_redis:
                     answers += connection.recv(1 << 20)
                 assert answers.count(b"HTTP/1.1 503 ") == 50
 
-    with serving(project.root) as server, server.client() as client:
+    with serving(project.root, fresh=True) as server, server.client() as client:
         redis.kill()
         fail(500)
         memory, descriptors = server.resident_bytes, server.descriptors

@@ -251,7 +251,7 @@ def test_too_many_connections_are_told_to_come_again(tmp_path: Path, monkeypatch
 
 def test_sigterm_lets_requests_finish(tmp_path: Path) -> None:
     project = small_project(tmp_path / "repo", system_clock())
-    with serving(project.root) as server, connect(server.url) as connection:
+    with serving(project.root, fresh=True) as server, connect(server.url) as connection:
         with server.client() as client:
             assert client.get("/health").status_code == 200
         connection.sendall(head(len(REQUEST)) + REQUEST[:10])
@@ -268,7 +268,7 @@ def test_sigterm_lets_requests_finish(tmp_path: Path) -> None:
 
 def test_sigint_is_a_clean_end_too(tmp_path: Path) -> None:
     project = small_project(tmp_path / "repo", system_clock())
-    with serving(project.root) as server:
+    with serving(project.root, fresh=True) as server:
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(timeout=10) == 0
 

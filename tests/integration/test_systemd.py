@@ -49,7 +49,7 @@ def test_the_server_of_the_unit_runs_from_its_folder_and_ends_in_time(tmp_path: 
     command, *options = arguments("featurestore.service")
     port = options.index("--port")
     assert (command, options[port + 1]) == ("serve", "6566")
-    with serving(project.root, *options[:port], *options[port + 2 :]) as server, server.client() as client:
+    with serving(project.root, *options[:port], *options[port + 2 :], fresh=True) as server, server.client() as client:
         assert client.get("/ready").status_code == 200
     (promised_seconds,) = re.findall(r"within (\d+) seconds", GUIDE)
     assert int(value("featurestore.service", "Service", "TimeoutStopSec")) > int(promised_seconds)

@@ -1,7 +1,7 @@
 """``fs`` and pieces of code in forks of a process that has imported everything: to start Python takes longer than most.
 
 Run as a program it forks for each job of a line that it reads, in JSON, and answers when all have ended; of a job that
-is to go on, at once.
+is to go on, at once. It tells how that has ended when it is asked.
 """
 
 from __future__ import annotations
@@ -33,23 +33,31 @@ class Started:
     pid: int
     stdin: TextIO
     stdout: TextIO
-    _wait: Callable[[], int]
+    _wait: Callable[[int], int | None]
+    """Asks for its exit status, with the options of ``waitpid``; None while it goes on."""
 
     def terminate(self) -> None:
         os.kill(self.pid, signal.SIGTERM)
+
+    def poll(self) -> int | None:
+        """Return its exit status if it has ended."""
+        return self._wait(os.WNOHANG)
 
     def wait(self) -> int:
         """Give it no more input, and return its exit status when it has ended."""
         self.stdin.close()
         with self.stdout:
             self.stdout.read()
-        return self._wait()
+        code = self._wait(0)
+        assert code is not None
+        return code
 
 
 class ForkedFs:
     """The program below, running."""
 
     def __init__(self) -> None:
+        self._asking = threading.Lock()
         paths = filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "support.forked_fs"],
@@ -97,7 +105,12 @@ class ForkedFs:
                 os.mkfifo(job[name])
             to_it = os.open(job["input"], os.O_RDWR)  # which waits for nobody
             (pid,) = self._ask([job])
-            return Started(pid, os.fdopen(to_it, "w"), Path(job["output"]).open(), lambda: self._ask(pid))
+
+            def wait(options: int) -> int | None:
+                found: int | None = self._ask({"pid": pid, "options": options})
+                return found
+
+            return Started(pid, os.fdopen(to_it, "w"), Path(job["output"]).open(), wait)
 
     def _run(self, jobs: list[dict[str, Any]], arguments: Sequence[str] | None) -> list[tuple[int, str]]:
         """Run ``fs`` with the arguments after the jobs' code, or nothing."""
@@ -111,9 +124,10 @@ class ForkedFs:
     def _ask(self, asked: Any) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        with self._asking:
+            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
         self._process.communicate()
@@ -134,8 +148,8 @@ def _serve() -> None:
     be_ready_to_fork("featurestore_registry", "featurestore")
     for line in sys.stdin:
         asked = json.loads(line)
-        answer: Any = _waited(asked) if isinstance(asked, int) else [_started(job, main) for job in asked]
-        if not isinstance(asked, int) and not any("stays" in job for job in asked):
+        answer: Any = _waited(**asked) if isinstance(asked, dict) else [_started(job, main) for job in asked]
+        if isinstance(asked, list) and not any("stays" in job for job in asked):
             answer = [_waited(child) for child in answer]
         print(json.dumps(answer), flush=True)
 
@@ -147,8 +161,9 @@ def _started(job: dict[str, Any], main: Callable[[], None]) -> int:
     return child
 
 
-def _waited(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def _waited(pid: int, options: int = 0) -> int | None:
+    ended, status = os.waitpid(pid, options)
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def _run(do: Callable[[], None]) -> None:
@@ -172,7 +187,7 @@ def _do(job: dict[str, Any], main: Callable[[], None]) -> None:
     os.dup2(os.open(job.get("input", os.devnull), os.O_RDONLY), 0)
     output = os.open(job["output"], os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
-    os.dup2(os.open(job["errors"], os.O_WRONLY) if job.get("errors") else output, 2)
+    os.dup2(os.open(job["errors"], os.O_WRONLY | os.O_APPEND) if job.get("errors") else output, 2)
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["environment"])

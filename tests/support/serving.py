@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import uvicorn
@@ -29,6 +30,9 @@ from featurestore.server.app import create_app
 from featurestore.server.run import bind, server_config, url_of
 from featurestore.types.times import Clock, system_clock
 from featurestore.workspace import Workspace
+
+if TYPE_CHECKING:
+    from support.forked_fs import Started
 
 TOKEN = "t" * 20 + "-_." + "9" * 20
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -234,7 +238,7 @@ def ask_until_ready(client: httpx.Client) -> None:
 class ServerProcess:
     """A running `fs serve`."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str] | ForkedProcess, url: str, log: Path) -> None:
         self.process = process
         self.url = url
         self.log = log
@@ -262,20 +266,59 @@ class ServerProcess:
         return httpx.Client(base_url=self.url, timeout=60, verify=NO_TLS, **options)
 
 
-@contextmanager
-def serving(root: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
-    """Run ``fs serve`` on a free port of loopback; at the end it must stop by SIGTERM, with exit code 0."""
-    log = root / "server.log"
-    command = [str(Path(sys.executable).parent / "fs"), "serve", "--repo", str(root), "--port", "0", *arguments]
+class ForkedProcess:
+    """A command that runs in a fork, with what the tests use of ``Popen``."""
+
+    def __init__(self, started: Started) -> None:
+        self._started, self.returncode = started, None
+        self.pid, self.stdout = started.pid, started.stdout
+
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._started.poll()
+        return self.returncode
+
+    def wait(self, timeout: float = 60) -> int:
+        code = until(lambda: None if self.poll() is None else (self.returncode,), seconds=timeout)[0]
+        assert isinstance(code, int)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start_fs(
+    arguments: Sequence[str], log: Path, environment: Mapping[str, str], *, fresh: bool
+) -> subprocess.Popen[str] | ForkedProcess:
+    """Start ``fs`` in a new process if it is to be ``fresh`` or counts its coverage, else in a fork: Python takes as
+    long to start as many a test takes. The log gets its standard error."""
+    given = {**os.environ, **environment}
     with log.open("a") as errors:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **(environment or {})}
-        )
+        if fresh or "COVERAGE_PROCESS_CONFIG" in given:
+            command = [str(Path(sys.executable).parent / "fs"), *arguments]
+            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=given)
+    from support.forked_fs import forked_fs  # which a benchmark, whose servers are all fresh, cannot import
+
+    return ForkedProcess(forked_fs().start("", arguments, Path.cwd(), given, str(log)))
+
+
+@contextmanager
+def ended_well(process: subprocess.Popen[str] | ForkedProcess, log: Path) -> Iterator[str]:
+    """Give the URL that a server prints first; at the end it must stop by SIGTERM, with exit code 0."""
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
         assert "http://" in line, log.read_text()
-        yield ServerProcess(process, line.split()[-1], log)
+        yield line.split()[-1]
         if process.poll() is None:
             process.terminate()
         assert process.wait(timeout=20) == 0, log.read_text()
@@ -284,3 +327,18 @@ def serving(root: Path, *arguments: str, environment: Mapping[str, str] | None =
             process.kill()
             process.wait()
         process.stdout.close()
+
+
+@contextmanager
+def serving(
+    root: Path, *arguments: str, environment: Mapping[str, str] | None = None, fresh: bool = False
+) -> Iterator[ServerProcess]:
+    """Run ``fs serve`` on a free port of loopback; at the end it must stop by SIGTERM, with exit code 0.
+
+    It is a fork, but where it starts workers, or is to be a ``fresh`` process: its memory is then its own.
+    """
+    log = root / "server.log"
+    command = ["serve", "--repo", str(root), "--port", "0", *arguments]
+    process = start_fs(command, log, environment or {}, fresh=fresh or "--workers" in arguments)
+    with ended_well(process, log) as url:
+        yield ServerProcess(process, url, log)
