@@ -272,6 +272,7 @@ class ForkedProcess:
     def __init__(self, started: Started) -> None:
         self._started, self.returncode = started, None
         self.pid, self.stdout = started.pid, started.stdout
+        started.stdin.close()
 
     returncode: int | None
 
