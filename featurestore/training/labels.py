@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from featurestore_registry.documents import LABEL
 from featurestore_registry.interface import LedgerReader
 
 from featurestore.definitions import Label
@@ -24,9 +25,6 @@ from featurestore.types.times import MICROSECOND, duration_text, to_rfc3339
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-LABEL = "label"
-"""Key of a label's column in a saved set's references, where features have none; null for the feature's own name."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+from featurestore_registry.documents import LABEL
 from featurestore_registry.records import Revision
 
 from featurestore.engine.interface import AsOf
@@ -18,7 +19,7 @@ from featurestore.tables import Form
 from featurestore.training.certificate import Certificate, facts_of
 from featurestore.training.frames import check_frame
 from featurestore.training.joins import JoinedLabel, JoinedRows, PinnedRead, pin
-from featurestore.training.labels import LABEL, label_from
+from featurestore.training.labels import label_from
 from featurestore.training.saving import from_kept, read_frame
 from featurestore.training.training_set import TrainingSet
 from featurestore.workspace import Readers, Workspace

@@ -372,6 +372,10 @@ class ViewCertificate:
     """How many rows are null because 64 bits do not hold the sum, by feature."""
 
 
+LABEL = "label"
+"""Key of a label's column in a saved set's references, where features have none; null for the feature's own name."""
+
+
 @dataclass(frozen=True, slots=True)
 class LabelCertificate:
     """What a certificate states about one label: it is known at the end of a horizon after the row, not before."""

@@ -8,11 +8,13 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.catalog_server import serving_catalog
 from support.clock import ManualClock
 from support.projects import make_workspace
 from support.rows import commit_rows
@@ -38,7 +40,7 @@ from featurestore.errors import (
 )
 from featurestore.ledger.saved_sets import pins, read_set
 from featurestore.materialization import materialize_incremental, succeeded
-from featurestore.training import TrainingSet, get_historical_features, get_training_set
+from featurestore.training import TrainingSet, get_historical_features, get_training_set, joins
 from featurestore.types import Bool, Float64, Int64
 from featurestore.types.times import to_instant
 from featurestore.workspace import Workspace
@@ -222,6 +224,14 @@ def test_a_saved_set_keeps_its_labels_and_pins_their_views(workspace: Workspace)
     assert again.profile() is not None
 
 
+def test_the_catalog_shows_labels_and_what_was_left_out(workspace: Workspace) -> None:
+    labelled(workspace).save("delays")
+    with serving_catalog(workspace.registry) as url:
+        page = httpx.get(f"{url}/p/shop/training_set/delays").text
+    assert "<code>outcomes:delay</code> within 6 hours after the row; 12.5" in page
+    assert "8 rows whose labels were not known" in page
+
+
 def test_sets_read_their_sources_directly_too(workspace: Workspace) -> None:
     for name in ("stats", "outcomes"):
         hours = [BEGIN_US + hour * HOUR_US for hour in range(24)]
@@ -244,6 +254,14 @@ def test_materializing_brings_the_rows_in(workspace: Workspace) -> None:
     assert len(labelled(workspace, frame)) == 16
     succeeded(materialize_incremental(workspace, None, ["outcomes"]))
     assert len(labelled(workspace, frame)) == 18  # what ends now is not committed: the end of a run's span is not in it
+
+
+def test_labels_stand_beside_their_rows_in_every_batch(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = labelled(workspace).to_arrow()
+    monkeypatch.setattr(joins, "BATCH_ROWS", 3)
+    training = labelled(workspace)
+    assert len(list(training.batches())) > 3
+    assert training.to_arrow().equals(whole)
 
 
 def test_nothing_but_young_rows_is_an_empty_set(workspace: Workspace) -> None:

@@ -109,6 +109,14 @@ def test_objects_both_ways():
     }
 
 
+def test_a_set_with_labels_is_still_of_its_service_and_of_the_labels_view():
+    references = [*to_record("p", model).document["features"]]
+    label = {**selection_document(pivoted[["paid"]]), "label": None, "horizon_us": 1}
+    graph = Graph(RECORDS, training_sets={"march": [*references, label]})
+    edges = told("march", graph, down=0, up=1)
+    assert {"model reads march", "pivoted reads march"} <= edges
+
+
 class Kept(LedgerReader):
     """What people named, and deleted."""
 

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple
 
-from featurestore_registry.documents import CONSUMER, TRAINING_SET
+from featurestore_registry.documents import CONSUMER, LABEL, TRAINING_SET
 from featurestore_registry.lineage.columns import Origin, Traced, trace
 from featurestore_registry.lineage.origins import ALL
 from featurestore_registry.records import Record
@@ -59,9 +59,9 @@ class Definitions:
         elif key in self._consumers:
             yield from (f"{SERVICE}:{name}" for name in self._consumers[key])
         else:
-            read = self._read_by(self._sets[key])
-            yield from (service for service, same in self._read_by_services.items() if same == read)
-            yield from (owner for owner, _, _ in read)
+            features = self._read_by([each for each in self._sets[key] if LABEL not in each])
+            yield from (service for service, same in self._read_by_services.items() if same == features)
+            yield from (owner for owner, _, _ in self._read_by(self._sets[key]))
 
     @cached_property
     def _read_by_services(self) -> dict[str, list[tuple[str, tuple[str, ...], str]]]:
