@@ -13,13 +13,16 @@ import httpx
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from featurestore_registry.auth import Role, create_token
 from support.catalog_server import serving_catalog
 from support.command_line import CommandLine
 from support.disks import small_files
 from support.forked_fs import forked_fs
 from support.quarantined import HOUR, World
+from support.registry_server import serving_registry
 
-from featurestore.errors import DamagedFileError, InputError, MaterializationError, NotFoundError
+from featurestore import FeatureStore
+from featurestore.errors import AuthError, DamagedFileError, InputError, MaterializationError, NotFoundError
 from featurestore.ledger.runs import all_runs
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.maintenance.verify import verify
@@ -549,3 +552,30 @@ def test_how_many_rows_are_held_shows_everywhere(world: World, capsys: pytest.Ca
     entry = world.store.workspace.ledger.latest("taxi", "quarantine", "ratings.1")
     assert entry is not None
     assert (entry.document["held"], entry.document["rules"]) == (0, {})
+
+
+def test_deciding_takes_the_role_that_runs_take(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.rides("1", BAD)
+    world.run()
+    registry = world.store.workspace.registry
+    texts = {
+        role: create_token(registry.ledger, "taxi", role, expires_at_us=None, now_us=0)[0]
+        for role in (Role.READER, Role.OPERATOR)
+    }
+    with serving_registry(registry) as url:
+        monkeypatch.setenv("FS_REGISTRY", url)
+        for role, text in texts.items():
+            monkeypatch.setenv("FS_REGISTRY_TOKEN", text)
+            with FeatureStore(world.root, clock=world.clock) as store:
+                held = store.quarantined("ratings")["fs_row_id"].to_pylist()
+                assert len(held) == 3
+                if role is Role.READER:
+                    with pytest.raises((AuthError, MaterializationError), match="operator"):
+                        store.release_quarantined("ratings", all=True, reason="x")
+                    with pytest.raises(AuthError, match="operator"):
+                        store.drop_quarantined("ratings", all=True, reason="x")
+                    with pytest.raises(AuthError, match="operator"):
+                        store.forget_quarantined({"driver_id": 1})
+                else:
+                    assert store.release_quarantined("ratings", rows=held[:1], reason="x").appended == 1
+                    assert store.drop_quarantined("ratings", all=True, reason="x").rows == 2
