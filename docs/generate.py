@@ -80,6 +80,8 @@ def settings_page() -> Iterable[str]:
     yield from settings_table(settings.JournalSettings, "journal.")
     yield "\n## served\n"
     yield from settings_table(settings.ServedSettings, "served.")
+    yield "\n## monitor\n"
+    yield from settings_table(settings.MonitorSettings, "monitor.")
     yield ENVIRONMENT
 
 

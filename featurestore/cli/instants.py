@@ -1,4 +1,4 @@
-"""Instants on the command line: ISO 8601, ``now``, and how long ago, as ``-7d``."""
+"""Instants on the command line: ISO 8601, ``now``, and how long ago, as ``-7d``; and durations."""
 
 from __future__ import annotations
 

@@ -239,12 +239,23 @@ class ServedSettings(_Group):
     ``${NAME}`` for an environment variable."""
 
 
+class MonitorSettings(_Group):
+    """Where ``fs monitor --webhook`` sends alarms. No definition and no registry has them."""
+
+    webhook_url: SecretStr = SecretStr("")
+    """An https URL; http on this machine alone. Redirects are not followed. It may hold a token: write ``${NAME}`` for
+    an environment variable."""
+    webhook_secret: SecretStr = SecretStr("")
+    """Messages are signed with it: 16 characters or more."""
+
+
 _GROUPS: dict[str, type[BaseModel]] = {
     "engine": EngineLimits,
     "server": ServerSettings,
     "registry_server": RegistryServerSettings,
     "journal": JournalSettings,
     "served": ServedSettings,
+    "monitor": MonitorSettings,
 }
 
 
@@ -283,6 +294,8 @@ class Settings(BaseSettings):
     """How long the registry's journal remembers."""
     served: ServedSettings = ServedSettings()
     """How feature servers keep what they answered."""
+    monitor: MonitorSettings = MonitorSettings()
+    """Where alarms are sent to."""
 
     @classmethod
     def settings_customise_sources(

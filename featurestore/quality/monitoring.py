@@ -164,7 +164,8 @@ def _kept(workspace: Workspace, document: MonitorDocument) -> MonitorDocument:
         before, version = newest_finding(workspace.ledger, workspace.project, document.monitor)
         alarms = tuple(_alarms(document, before))
         features = tuple(_alarmed(feature, alarms) for feature in document.features)
-        made = replace(document, alarms=alarms, features=features, state=_state(features))
+        acted_us = 0 if before is None else before.acted_us
+        made = replace(document, alarms=alarms, features=features, state=_state(features), acted_us=acted_us)
         try:
             write_finding(workspace.ledger, workspace.project, made, if_version=version)
         except LedgerConflictError:

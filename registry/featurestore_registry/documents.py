@@ -296,6 +296,10 @@ class MonitorAlarm:
     line: str
     told: str
     opened_us: int
+    acted_us: int = 0
+    """When a command was run for it, 0: none was."""
+    sent_us: int = 0
+    """When the webhook took it, 0: it did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +327,8 @@ class MonitorDocument:
     """A hash of the monitor's definition: alarms of another one ended with it."""
     models: tuple[str, ...] = ()
     """Consumers of the service."""
+    acted_us: int = 0
+    """When a command was run for an alarm last, also for one that is over."""
 
 
 @dataclass(frozen=True, slots=True)
