@@ -89,7 +89,7 @@ def _write_served(store: FeatureStore, views: Sequence[WorkloadView], count: int
     workspace = store.workspace
     snapshot = workspace.snapshot()
     request = resolve(snapshot, snapshot.get(FeatureService, SERVICE))
-    shape = shape_of(snapshot, request, SERVICE, b"")
+    shape = shape_of(snapshot, request, SERVICE)
     assert shape is not None
     compiled, rows = CompiledRequest(snapshot, request), ServedRows(shape, lambda key: workspace.online.mget([key])[0])
     blobs = workspace.offline.blobs(workspace.project, files.KIND + SERVICE)

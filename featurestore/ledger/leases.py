@@ -138,6 +138,11 @@ class Lease:
         self._lost = False
         self._lock = threading.Lock()
 
+    @property
+    def fence(self) -> int:
+        """The version of its entry: who takes it over has greater ones, so what is written late can be told."""
+        return self._version
+
     def check(self) -> None:
         """Return while the lease is held; raises LeaseHeldError when it ran out and another run took it."""
         with self._lock:

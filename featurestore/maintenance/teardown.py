@@ -10,7 +10,7 @@ from featurestore.offline.interface import MAX_SEQUENCE, TableId
 from featurestore.online.records.keys import view_prefix
 from featurestore.quarantine.cleaning import clean_gone
 from featurestore.quarantine.files import tables_of
-from featurestore.served.keep import drop_all
+from featurestore.served.retaining import drop_all
 from featurestore.statistics.gone import forget_gone
 from featurestore.steps import step
 from featurestore.workspace import Readers, Workspace

@@ -28,6 +28,7 @@ from featurestore.online.records.keys import KeyEncoder
 from featurestore.online.records.whole import is_intact
 from featurestore.quarantine.files import files_of, read, reader_of
 from featurestore.registered.snapshot import RegisteredView
+from featurestore.served.retaining import check_files
 from featurestore.steps import step
 from featurestore.workspace import Readers
 
@@ -40,7 +41,8 @@ _Pinned = Mapping[TableId, Mapping[int, set[str]]]
 class Verification:
     """What was checked for one view, and what is wrong with it.
 
-    A view that was deleted is here as long as a saved training set reads it.
+    A view that was deleted is here as long as a saved training set reads it. Under ``the served log of ...`` and ``the
+    log of predictions of ...``, with generation 0, are the files of these.
     """
 
     view: str
@@ -70,7 +72,8 @@ def verify(workspace: Readers) -> list[Verification]:
     lost, pinned, views = lost_pins(workspace), pinned_by(workspace), workspace.known_snapshot().views
     checked = [_check_view(workspace, registered, lost, pinned) for registered in views.values()]
     kept = {found.view for found in lost} | {table.view for table in pinned}
-    return checked + [_check_sets(workspace, view, lost, pinned) for view in sorted(kept - views.keys())]
+    checked += [_check_sets(workspace, view, lost, pinned) for view in sorted(kept - views.keys())]
+    return checked + [Verification(log.what, 0, log.files, 0, 0, 0, log.problems) for log in check_files(workspace)]
 
 
 def _check_view(

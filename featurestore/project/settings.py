@@ -231,12 +231,29 @@ class JournalSettings(_Group):
     it, no token does."""
 
 
+LEAST_SECRET = 16
+"""Characters of the secret of served logs, at least."""
+
+
 class ServedSettings(_Group):
     """How feature servers keep what they answered, for services that are declared with a log."""
 
     secret: SecretStr = SecretStr("")
-    """Join keys in the log are hashed with it: a long random text, the same for all servers of the project. Write
-    ``${NAME}`` for an environment variable."""
+    """Join keys in the log are hashed with it: a random text of 16 characters or more, the same for all servers of the
+    project. Write ``${NAME}`` for an environment variable."""
+    earlier_secrets: list[SecretStr] = []
+    """Secrets that servers had before: what was hashed with them can be read and forgotten."""
+
+    @field_validator("secret")
+    @classmethod
+    def _check_secret(cls, secret: SecretStr) -> SecretStr:
+        text = secret.get_secret_value()
+        if text and len(text.strip()) < LEAST_SECRET:  # its length is not told
+            raise ValueError(
+                f"it is shorter than {LEAST_SECRET} characters, so whoever has the log could find it by trying: make "
+                "one with `openssl rand -hex 32`; a shorter one that servers had goes into earlier_secrets"
+            )
+        return secret
 
 
 class MonitorSettings(_Group):

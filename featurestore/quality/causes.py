@@ -9,6 +9,7 @@ from typing import Any
 from featurestore.definitions import FeatureView
 from featurestore.quality.past import PUSH, PUSH_US, RELEASE, Arrival, Past
 from featurestore.quality.rows import Key, LogRow, LogRows
+from featurestore.served.hashing import NO_KEY, LogKey
 
 CAUSES = {
     "not published": "committed, and not yet published when it was served",
@@ -35,7 +36,14 @@ class ServedRecord:
     event_us: int | None
     created_us: int | None
     crc: int | None
+    """As the log has it, None also where it keeps none."""
     schema: str | None
+    key: LogKey = NO_KEY
+    """Of the row's hashes, and its checksum."""
+
+    def may_be(self, crc: int) -> bool:
+        """Tell whether a record of this checksum may be the one that was served."""
+        return self.crc is None or self.key.checksum(crc) == self.crc
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,7 @@ class Causes:
         served = asked.served
         if self._rows.same(asked.key, event_us, served.created_us):
             return None
-        if served.crc is not None and self._past.pushed.had(served.crc, asked.at_us):
+        if served.crc is not None and self._past.pushed.had(served.crc, asked.at_us, served.key):
             return "pushed online"
         if any(gone.start_us <= event_us < gone.end_us for gone in self._past.withdrawals):
             return "withdrawn"
@@ -93,14 +101,14 @@ class Causes:
         arrivals = [
             self._past.arrival(row.sequence)
             for row in self._rows.same(asked.key, event_us, asked.served.created_us)
-            if row.crc == asked.served.crc
+            if asked.served.may_be(row.crc)
         ]
         return any(each is not None and is_under_way(each, asked.at_us) for each in arrivals)
 
     def _is_damaged(self, asked: Question, event_us: int) -> bool:
         served = asked.served
         same = self._rows.same(asked.key, event_us, served.created_us)
-        return bool(same) and served.schema == self._rows.schema and all(row.crc != served.crc for row in same)
+        return bool(same) and served.schema == self._rows.schema and not any(served.may_be(row.crc) for row in same)
 
     def _is_of_clocks(self, asked: Question, arrival: Arrival | None) -> bool:
         if not asked.ahead_us:

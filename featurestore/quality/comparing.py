@@ -22,6 +22,7 @@ from featurestore.quality.windows import WindowEvents
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest, OnDemandRead, OutputColumn, ViewRead, resolve
 from featurestore.request.on_demand import OnDemandFunction
+from featurestore.served.hashing import NO_KEY, keys_of
 from featurestore.served.keep import read_served
 from featurestore.served.shape import (
     AT,
@@ -30,6 +31,7 @@ from featurestore.served.shape import (
     CREATED,
     EVENT,
     KEY,
+    KEY_ID,
     REGISTRY_AHEAD,
     REQUEST,
     REQUEST_ID,
@@ -119,6 +121,7 @@ class _Comparison:
         self._workspace, self._snapshot, self._request, self._rows = workspace, snapshot, request, rows
         self._at_us: Int64s = rows.column(AT).cast("int64").to_numpy()
         self._before = _Before(workspace, snapshot, rows)
+        self._log_keys = keys_of(workspace)
         self._shown: list[dict[str, Any]] = []
         self._entities: Counter[str] = Counter()
         self._causes: dict[tuple[int, int, bool], str] = {}
@@ -339,6 +342,7 @@ class _Comparison:
             self._instant(view_column(each.read, CREATED), row),
             self._of(view_column(each.read, CRC), row),
             self._of(view_column(each.read, SCHEMA), row),
+            self._log_keys.of(self._of(KEY_ID, row)) or NO_KEY,
         )
         expected = None if sequence == NONE else each.log.by_sequence[sequence]
         question = Question(self._key(each.read, row), int(self._at_us[row]), ahead_us, served, expected, before)

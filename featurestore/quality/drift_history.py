@@ -18,8 +18,7 @@ from featurestore.quality.entities import looked_up
 from featurestore.quality.gathering import request_of
 from featurestore.quality.observed import Bools, Observed, numbered
 from featurestore.registered.snapshot import RegisteredView, Snapshot
-from featurestore.served.keep import secret_of
-from featurestore.served.shape import key_id
+from featurestore.served.hashing import keys_of
 from featurestore.statistics.sets import hashed
 from featurestore.types.times import to_short_rfc3339
 from featurestore.workspace import Readers
@@ -85,13 +84,14 @@ def _known(
 
     sides = [[each.keys[name] for name in columns] for each in (baseline, now)]
     if baseline.hashes != now.hashes:
-        if service is None or baseline.kind != "training" or now.hashes not in ("", key_id(secret_of(workspace))):
+        key = keys_of(workspace).of(now.hashes)
+        if service is None or baseline.kind != "training" or key is None:
             return None
         request, salt = request_of(workspace, service), bytes.fromhex(baseline.hashes)
         again = []
         for name, column in zip(columns, sides[1], strict=True):
             kind = request.key_types[name][0]
-            plain = looked_up(workspace, [request], name, column) if now.hashes else column
+            plain = looked_up(workspace, [request], name, column, key) if now.hashes else column
             codes = plain.dictionary_encode()
             values = pa.array(hashed(codes.dictionary.to_pylist(), kind, salt), pa.string())
             again.append(values.take(codes.indices))

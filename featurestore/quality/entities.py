@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from featurestore.errors import SettingsError
 from featurestore.offline.reading import opened
 from featurestore.request.features import FeatureRequest
-from featurestore.served.keep import KEYS_HINT, secret_of
-from featurestore.served.shape import KEY, KEY_ID, key_id
-from featurestore.statistics.sets import hashed
+from featurestore.served.hashing import EARLIER_HINT, LogKey, keys_of
+from featurestore.served.shape import KEY, KEY_ID
 from featurestore.types.arrow import arrow_type
 from featurestore.workspace import Readers
 
@@ -28,25 +27,31 @@ def entity_columns(
     """
     import pyarrow.compute as pc
 
-    own = key_id(secret_of(workspace))
-    ids = set(pc.unique(rows.column(KEY_ID)).to_pylist())
-    if ids - {"", own}:
+    keys, ids = keys_of(workspace), pc.unique(rows.column(KEY_ID)).to_pylist()
+    known = {each: key for each in ids if (key := keys.of(each)) is not None}
+    if lost := sorted({*ids} - known.keys()):
         raise SettingsError(
-            "Join keys in the served log are hashed with another secret than the settings have.",
-            hint=KEYS_HINT.replace("a long random text", "the one that the servers had then"),
-            key="served.secret",
+            f"Join keys in the served log are hashed with another secret (key_id {', '.join(lost)}) than the settings "
+            "have.",
+            hint=EARLIER_HINT,
+            key="served.earlier_secrets",
         )
-    found = {}
+    found, by = {}, rows.column(KEY_ID).combine_chunks()
     for name, types in request.key_types.items():
         column = rows.column(KEY + name).combine_chunks()
-        found[name] = (
-            column.cast(arrow_type(types[0])) if ids <= {""} else looked_up(workspace, [request, *also], name, column)
-        )
+        values = pc.if_else(pc.equal(by, ""), column, None).cast(arrow_type(types[0]))
+        for each in filter(None, ids):
+            is_its = pc.equal(by, each)
+            hashes = pc.if_else(is_its, column, None)
+            values = pc.if_else(is_its, looked_up(workspace, [request, *also], name, hashes, known[each]), values)
+        found[name] = values
     return found
 
 
-def looked_up(workspace: Readers, requests: Sequence[FeatureRequest], name: str, hashes: pa.Array) -> pa.Array:
-    """Return the keys that hashes stand for, by the settings' secret; null where no view's log holds one."""
+def looked_up(
+    workspace: Readers, requests: Sequence[FeatureRequest], name: str, hashes: pa.Array, by: LogKey
+) -> pa.Array:
+    """Return the keys that hashes stand for; null where no view's log holds one."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -55,7 +60,7 @@ def looked_up(workspace: Readers, requests: Sequence[FeatureRequest], name: str,
     for table, key in _keys_of(workspace, requests, name):
         values |= dict.fromkeys(pc.unique(table.column(key)).drop_null().to_pylist())
     known = list(values)
-    places = pc.index_in(hashes, value_set=pa.array(hashed(known, kind, secret_of(workspace)), pa.string()))
+    places = pc.index_in(hashes, value_set=pa.array(by.hashes(name, known, kind), pa.string()))
     return pa.array(known, arrow_type(kind)).take(places)
 
 

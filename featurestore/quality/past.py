@@ -14,6 +14,7 @@ from featurestore.ledger.journal import PAGE, PUBLISH, PUSHED_ONLINE, JournaledC
 from featurestore.offline.interface import OfflineReader
 from featurestore.registered.records import understood_or_left
 from featurestore.registered.snapshot import RegisteredView
+from featurestore.served.hashing import NO_KEY, LogKey
 from featurestore.types.times import MAX_INSTANT
 
 PUSH, RELEASE = "push", "release"
@@ -85,6 +86,7 @@ class _PushedOnline:
 
     def __init__(self) -> None:
         self._since: dict[int, int] = {}
+        self._by_key: dict[LogKey, dict[int, int]] = {}
         self.has_gaps_since_us: int | None = None
         """From when on records are missing, because too many waited."""
 
@@ -97,9 +99,14 @@ class _PushedOnline:
             known = self.has_gaps_since_us
             self.has_gaps_since_us = first_us if known is None else min(known, first_us)
 
-    def had(self, crc: int, at_us: int) -> bool:
-        """Tell whether a record of this checksum had been pushed by an instant; a moment counts for the writing."""
-        since_us = self._since.get(crc)
+    def had(self, crc: int, at_us: int, key: LogKey = NO_KEY) -> bool:
+        """Tell whether a record of this checksum, as a log with this key has it, had been pushed by an instant.
+
+        A moment counts for the writing.
+        """
+        if key not in self._by_key:
+            self._by_key[key] = {key.checksum(each): since_us for each, since_us in self._since.items()}
+        since_us = self._by_key[key].get(crc)
         return since_us is not None and since_us <= at_us + PUSH_US
 
 

@@ -10,20 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from featurestore.errors import DamagedFileError, InputError
+from featurestore.errors import DamagedFileError, InputError, OfflineStoreError
 from featurestore.offline.interface import BlobReader, Blobs
 from featurestore.served.shape import AT, KEY, PREDICTED_AT, REQUEST_ID, ROW, ServedShape
 from featurestore.tables import visible
-from featurestore.types.times import MICROSECOND, to_rfc3339
+from featurestore.types.times import MAX_INSTANT, MICROSECOND, MIN_INSTANT, to_rfc3339
 from featurestore.workspace import Readers
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+T = TypeVar("T")
 
 
 class Kind(NamedTuple):
@@ -50,11 +51,13 @@ SERVED = Kind("served.", AT, "served log")
 PREDICTED = Kind("predicted.", PREDICTED_AT, "log of predictions")
 KINDS = (SERVED, PREDICTED)
 FORMAT = 1
+_WITHOUT_IT = "Restore it from a backup, or delete the file: the log then lacks its rows."
 _ABOUT = b"featurestore"
-_NAME = re.compile(r"(\d{1,19})-(\d{1,19})-([0-9a-z]+)-(\d+)\.([0-9a-f]{64})\.parquet")
-MERGED_ROWS = 500_000
+_NAME = re.compile(r"(-?\d{1,19})-(-?\d{1,19})-([0-9a-z]+)-(\d+)\.([0-9a-f]{64})\.parquet")
 REPLACING = "-m"
 """Begins the instance in the name of a file that replaces others."""
+_TRIES = 5
+"""How often files are listed when some go while they are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,9 @@ class About:
     project: str = ""
     """The project's identity."""
     replaces: tuple[str, ...] = ()
-    """The names of files whose rows are in this one."""
+    """The names of files whose rows are in this one, or are gone."""
+    fence: int = 0
+    """Where it replaces others: the fence of the lease under which it was written, as `Lease.fence`."""
 
 
 def about_of(shape: ServedShape) -> dict[str, Any]:
@@ -116,101 +121,153 @@ def _unique(pairs: Iterable[Sequence[str]]) -> list[list[str]]:
     return [list(pair) for pair in dict.fromkeys(map(tuple, pairs))]
 
 
-def encoded(kind: Kind, rows: pa.Table, about: dict[str, Any]) -> tuple[str, bytes]:
-    """Return rows as a file: the beginning of its name, which says its instants, and its content."""
+def write(
+    kind: Kind,
+    blobs: Blobs,
+    rows: pa.Table,
+    about: dict[str, Any],
+    *,
+    instance: str,
+    number: int,
+    span: tuple[int, int] | None = None,
+) -> None:
+    """Keep rows in a file of their own, none without rows; ``span`` is its name's where that is not of the rows.
+
+    Raises DiskFullError and OfflineStoreError.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    bounds = pc.min_max(rows.column(kind.at).cast(pa.int64())).as_py()
+    if span is None:
+        if not rows.num_rows:
+            return
+        bounds = pc.min_max(rows.column(kind.at).cast(pa.int64())).as_py()
+        span = bounds["min"], bounds["max"]
     marked = rows.replace_schema_metadata({_ABOUT: json.dumps(about).encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(marked, sink, compression="zstd")
-    return f"{bounds['min']}-{bounds['max']}", sink.getvalue().to_pybytes()
-
-
-def write(kind: Kind, blobs: Blobs, rows: pa.Table, about: dict[str, Any], *, instance: str, number: int) -> None:
-    """Keep rows in a file of their own. Raises DiskFullError and OfflineStoreError."""
-    span, content = encoded(kind, rows, about)
-    name = f"{span}-{instance}-{number}.{hashlib.sha256(content).hexdigest()}.parquet"
+    content = sink.getvalue().to_pybytes()
+    name = f"{span[0]}-{span[1]}-{instance}-{number}.{hashlib.sha256(content).hexdigest()}.parquet"
     blobs.put(name, content, kind.what(about["service"]))
 
 
 def files_of(blobs: BlobReader) -> list[ServedFile]:
-    """Return the whole files of one service, oldest first."""
+    """Return the whole files of one service, oldest first; those of other names are not ours."""
     found = []
     for blob in blobs.list():
         named = _NAME.fullmatch(blob.name)
         if named is not None and blob.is_whole:
-            found.append(ServedFile(blob.name, int(named[1]), int(named[2]), named[5]))
+            file = ServedFile(blob.name, int(named[1]), int(named[2]), named[5])
+            if MIN_INSTANT <= file.first_us <= file.last_us <= MAX_INSTANT:
+                found.append(file)
     return sorted(found, key=lambda file: (file.first_us, file.name))
 
 
 def read(kind: Kind, blobs: BlobReader, file: ServedFile, service: str) -> tuple[pa.Table, About]:
-    """Return a file's rows and what it says of them. Raises DamagedFileError."""
+    """Return a file's rows and what it says of them. Raises OfflineStoreError, DamagedFileError among them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    content = blobs.get(file.name, kind.what(service), sha256=file.sha256)
+    try:
+        content = blobs.get(file.name, kind.what(service), sha256=file.sha256)
+    except DamagedFileError as error:
+        raise DamagedFileError(error.message, hint=_WITHOUT_IT, path=file.name) from None
     try:
         rows = pq.ParquetFile(pa.BufferReader(content)).read()
-        about = _about(json.loads((rows.schema.metadata or {})[_ABOUT]))
+        document = json.loads((rows.schema.metadata or {})[_ABOUT])
+        is_later = document["format"] != FORMAT
+        about = None if is_later else _about(document)
     except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
         reason = visible(str(error).splitlines()[0]) if str(error) else type(error).__name__
         raise DamagedFileError(
             f"{file.name}, {kind.what(service)}, cannot be read: {reason}.",
-            hint="Restore it from a backup, or delete the file: the log then lacks its rows.",
+            hint=_WITHOUT_IT,
             path=file.name,
         ) from None
+    if about is None:
+        raise OfflineStoreError(
+            f"{file.name}, {kind.what(service)}, has format {document['format']}: a later release wrote it.",
+            hint="Upgrade this installation of featurestore.",
+        )
     return rows, about
 
 
 def _about(document: dict[str, Any]) -> About:
-    if document["format"] != FORMAT:
-        raise ValueError(f"it has format {document['format']}, which a later release wrote")
     known = {name: document[name] for name in About.__slots__ if name in document}
     return About(**{**known, "replaces": tuple(document.get("replaces", ()))})
 
 
-def without_replaced(kind: Kind, blobs: BlobReader, files: Sequence[ServedFile], service: str) -> list[ServedFile]:
-    """Return files without those whose rows are in another, as after a merge that was cut off."""
-    replacing = [file for file in files if REPLACING in file.name]
-    gone = {name for file in replacing for name in read(kind, blobs, file, service)[1].replaces}
-    return [file for file in files if file.name not in gone]
+def replaced(
+    kind: Kind, blobs: BlobReader, files: Sequence[ServedFile], service: str, problems: list[str] | None = None
+) -> frozenset[str]:
+    """Return the names of files that do not count: their rows are in another.
+
+    Of two files that replace the same one, that of the later holder of the lease counts: the other was written late, by
+    a process that was stopped meanwhile, and has rows that are forgotten since. A damaged file is noted in
+    ``problems``; without them raises OfflineStoreError.
+    """
+    abouts: dict[str, About] = {}
+    for file in files:
+        if REPLACING in file.name:
+            try:
+                abouts[file.name] = read(kind, blobs, file, service)[1]
+            except OfflineStoreError as error:
+                if problems is None:
+                    raise
+                problems.append(str(error))
+    gone = set[str]()
+    for name, about in sorted(abouts.items(), key=lambda found: -found[1].fence):
+        if gone.isdisjoint(about.replaces):
+            gone.update(about.replaces)
+        else:
+            gone.add(name)
+    return frozenset(gone)
 
 
-def settled(kind: Kind, blobs: Blobs, service: str) -> list[ServedFile]:
-    """Return the files of a service, once those are deleted whose rows are in another."""
-    listed = files_of(blobs)
-    files = without_replaced(kind, blobs, listed, service)
-    for name in {file.name for file in listed} - {file.name for file in files}:
-        blobs.delete(name, kind.what(service))
-    return files
+def rows_between(
+    kind: Kind, workspace: Readers, service: str, start_us: int, end_us: int, take: Callable[[Iterator[pa.Table]], T]
+) -> T:
+    """Return what ``take`` makes of the rows of [start, end), file by file, oldest file first.
+
+    It is called again where files were merged, or rows forgotten, while it read them.
+    """
+    blobs = workspace.offline.blobs(workspace.project, kind.prefix + service)
+    for tries_left in range(_TRIES - 1, -1, -1):
+        try:
+            return take(_rows(kind, blobs, service, start_us, end_us))
+        except DamagedFileError as error:
+            if not tries_left or error.details.get("path") in {file.name for file in files_of(blobs)}:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
-def replace(kind: Kind, blobs: Blobs, names: Sequence[str], rows: pa.Table, about: About) -> None:
-    """Put rows in the place of some files. If it dies in between, the new file says which ones it replaces."""
-    if rows.num_rows:
-        fields = {name: getattr(about, name) for name in About.__slots__}
-        document = {"format": FORMAT, **fields, "replaces": list(names)}
-        ordered = rows.replace_schema_metadata(None).sort_by(kind.order)
-        write(kind, blobs, ordered, document, instance=f"m{secrets.token_hex(8)}", number=0)
-    for name in names:
-        blobs.delete(name, kind.what(about.service))
-
-
-def rows_between(kind: Kind, workspace: Readers, service: str, start_us: int, end_us: int) -> Iterator[pa.Table]:
-    """Yield the rows of [start, end), file by file, oldest file first."""
+def _rows(kind: Kind, blobs: BlobReader, service: str, start_us: int, end_us: int) -> Iterator[pa.Table]:
     import pyarrow.compute as pc
 
-    blobs = workspace.offline.blobs(workspace.project, kind.prefix + service)
-    files = [file for file in files_of(blobs) if file.first_us < end_us and file.last_us >= start_us]
-    for file in without_replaced(kind, blobs, files, service):  # a merged file spans what it replaces
+    for file in _counted(kind, blobs, files_of(blobs), service, start_us, end_us):
         rows, _ = read(kind, blobs, file, service)
         if file.first_us < start_us or file.last_us >= end_us:
             at_us = rows.column(kind.at).cast("int64")
             rows = rows.filter(pc.and_(pc.greater_equal(at_us, start_us), pc.less(at_us, end_us)))
         yield rows.replace_schema_metadata(None)
+
+
+def _counted(
+    kind: Kind, blobs: BlobReader, files: Sequence[ServedFile], service: str, start_us: int, end_us: int
+) -> list[ServedFile]:
+    """Return the files that count and may have rows of [start, end)."""
+
+    def within(first_us: int, last_us: int) -> list[ServedFile]:
+        return [file for file in files if file.first_us <= last_us and file.last_us >= first_us]
+
+    inside = within(start_us, end_us - 1)
+    replacing = [file for file in inside if REPLACING in file.name]
+    # A file spans what it replaces: the ones that replace the same as these lie within their spans.
+    first_us = min((file.first_us for file in replacing), default=start_us)
+    last_us = max((file.last_us for file in replacing), default=end_us)
+    gone = replaced(kind, blobs, within(first_us, last_us), service) if replacing else frozenset()
+    return [file for file in inside if file.name not in gone]
 
 
 def joined(kind: Kind, tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
@@ -277,40 +334,6 @@ def _together(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return other
     pairs = (pa.int32(), pa.int64()), (pa.float32(), pa.float64())
     return next((wide for narrow, wide in pairs if {one, other} == {narrow, wide}), None)
-
-
-def merge_old(kind: Kind, blobs: Blobs, service: str, before_us: int, *, least: int = 8) -> None:
-    """Write the files of one day and revision into few, where they are many and end before an instant.
-
-    No file of more than `MERGED_ROWS` comes of it, so that no more is held at once; half as large ones stay. Call it
-    while nobody else merges or forgets rows of the service.
-    """
-    days: dict[int, list[ServedFile]] = {}
-    for file in settled(kind, blobs, service):
-        if file.last_us < before_us:
-            days.setdefault(file.first_us // 86_400_000_000, []).append(file)
-    for of_day in days.values():
-        if len(of_day) < least:
-            continue
-        groups: dict[tuple[Any, ...], list[tuple[str, pa.Table, About]]] = {}
-        for file in of_day:
-            rows, about = read(kind, blobs, file, service)
-            if rows.num_rows > MERGED_ROWS // 2:
-                continue
-            alike = about.revision, about.key_id, about.keys, str(rows.schema.remove_metadata())
-            group = groups.setdefault(alike, [])
-            if sum(held.num_rows for _, held, _ in group) + rows.num_rows > MERGED_ROWS:
-                _merge(kind, blobs, group)
-                group.clear()
-            group.append((file.name, rows, about))
-        for group in groups.values():
-            _merge(kind, blobs, group)
-
-
-def _merge(kind: Kind, blobs: Blobs, group: Sequence[tuple[str, pa.Table, About]]) -> None:
-    if len(group) > 1:
-        names, tables = [name for name, _, _ in group], [rows for _, rows, _ in group]
-        replace(kind, blobs, names, joined(kind, tables, tables[0].schema), group[-1][2])
 
 
 def key_columns(about: About, name: str) -> list[str]:

@@ -73,9 +73,9 @@ def join_predictions(
     import numpy as np
     import pyarrow as pa
 
-    served = read_served(workspace, service, max(start_us - LATEST_US, 0), end_us + CLOCKS_US)
+    served = read_served(workspace, service, start_us - LATEST_US, end_us + CLOCKS_US)
     try:
-        tables = _tables(workspace, service, max(start_us - CLOCKS_US, 0), end_us + LATEST_US)
+        tables = _tables(workspace, service, start_us - CLOCKS_US, end_us + LATEST_US)
     except NotFoundError:  # of a service that is gone
         tables = []
     logged = _in_order(tables if only is None else _only(tables, PREDICTION + only))
@@ -108,7 +108,7 @@ def join_predictions(
 def _tables(workspace: Readers, service: str, start_us: int, end_us: int) -> list[pa.Table]:
     """Return the predictions of [start, end) file by file; raises NotFoundError for a service without a log."""
     snapshot = workspace.snapshot()
-    tables = list(rows_between(PREDICTED, workspace, service, start_us, end_us))
+    tables = rows_between(PREDICTED, workspace, service, start_us, end_us, list)
     definition = snapshot.services.get(service)
     if not tables and (definition is None or definition.log is None):
         kept = services_kept(workspace, PREDICTED)

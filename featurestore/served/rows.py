@@ -38,9 +38,9 @@ from featurestore.served.shape import (
     STORE_AHEAD,
     VALUE,
     ServedShape,
+    has_checksums,
     view_column,
 )
-from featurestore.statistics.sets import hashed
 from featurestore.types.arrow import arrow_type, column_from_values
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
 from featurestore.types.values import PYTHON_KINDS, from_json
@@ -142,7 +142,7 @@ class ServedRows:
             columns[view_column(read, EVENT)] = each.event_us
             columns[view_column(read, CREATED)] = each.created_us
             columns[view_column(read, SCHEMA)] = each.schemas
-            columns[view_column(read, CRC)] = each.crcs
+            columns[view_column(read, CRC)] = self._checksums(read, each.crcs)
             generation = pa.scalar(read.registered.generation, pa.int32())
             columns[view_column(read, GENERATION)] = pa.repeat(generation, count)
         arrays = [pa.array(columns[field.name], field.type) for field in shape.schema]
@@ -152,8 +152,15 @@ class ServedRows:
         kind = self._shape.keys[name]
         if self._shape.log.keys == "plain":
             return column_from_values(values, kind)
-        hashes = iter(hashed((value for value in values if value is not None), kind, self._shape.secret))
+        hashes = iter(self._shape.key.hashes(name, (value for value in values if value is not None), kind))
         return [None if value is None else next(hashes) for value in values]
+
+    def _checksums(self, read: ViewRead, crcs: pa.Array) -> Any:
+        if not has_checksums(self._shape.log, read.view):
+            return [None] * len(crcs)
+        if self._shape.log.keys == "plain":
+            return crcs
+        return [None if crc is None else self._shape.key.checksum(crc) for crc in crcs.to_pylist()]
 
     def _read(
         self, place: int, requests: Sequence[ServedRequest], at_us: npt.NDArray[np.int64], begins: npt.NDArray[np.int64]

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from featurestore.definitions import Field, ServedLog
+from featurestore.definitions import FeatureView, Field, ServedLog
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest, OutputColumn, ViewRead
 from featurestore.request.personal import is_hidden
+from featurestore.served.hashing import NO_KEY, LogKey, LogKeys
 from featurestore.statistics.columns import is_personal
 from featurestore.statuses import Status
 from featurestore.types import ValueType
@@ -48,8 +49,8 @@ class ServedShape:
     """The project's identity."""
     revision: str
     """The hash of the revision."""
-    secret: bytes
-    """The key of the hashes of join keys; empty where they are plain."""
+    key: LogKey
+    """Of the hashes of join keys; `NO_KEY` where they are plain."""
 
     @cached_property
     def code(self) -> str:
@@ -59,7 +60,7 @@ class ServedShape:
     @property
     def key_id(self) -> str:
         """What tells the secret of the hashes of join keys from others; empty where they are plain."""
-        return key_id(self.secret) if self.log.keys == "hashed" else ""
+        return self.key.id
 
     @cached_property
     def outputs(self) -> dict[str, OutputColumn]:
@@ -111,6 +112,14 @@ class ServedShape:
         return pa.schema(columns)
 
 
+def has_checksums(log: ServedLog, view: FeatureView) -> bool:
+    """Tell whether the checksums of a view's records are kept.
+
+    Not beside plain join keys where a field is personal: its value could be found by trying.
+    """
+    return log.keys == "hashed" or not any(map(is_personal, view.stored))
+
+
 def view_column(read: ViewRead, name: str) -> str:
     """Return the name of a column about the records of a view."""
     return f"{VIEW}{read.name}.{name}"
@@ -131,19 +140,12 @@ def code_hash(request: FeatureRequest) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
 
 
-def secret_key(secret: str) -> bytes:
-    """Return the key of hashes that a secret of any length stands for; empty for an empty one."""
-    return hashlib.blake2b(secret.encode(), digest_size=32).digest() if secret else b""
-
-
-def key_id(secret: bytes) -> str:
-    """Return what tells one secret from another and nothing else about it; empty for none."""
-    return hashlib.blake2b(secret, digest_size=4, person=b"fs key id").hexdigest() if secret else ""
-
-
-def shape_of(snapshot: Snapshot, request: FeatureRequest, service: str, secret: bytes) -> ServedShape | None:
-    """Return how a service's answers are kept, None where they are not."""
+def shape_of(
+    snapshot: Snapshot, request: FeatureRequest, service: str, keys: LogKeys | None = None
+) -> ServedShape | None:
+    """Return how a service's answers are kept, None where they are not; ``keys`` are for those who write."""
     log = snapshot.services[service].log
     if log is None:
         return None
-    return ServedShape(service, log, request, snapshot.chain.identity, snapshot.chain.head, secret)
+    key = keys.own if keys is not None and log.keys == "hashed" else NO_KEY
+    return ServedShape(service, log, request, snapshot.chain.identity, snapshot.chain.head, key)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import FeatureService, FeatureView, Monitor
-from featurestore.types.times import Instant, given_instant
+from featurestore.types.times import MAX_INSTANT, MIN_INSTANT, Instant, given_instant
 from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from featurestore.materialization.deciding import Forgotten as ForgottenRows
     from featurestore.quality.parity import Parity
     from featurestore.quality.report import MonitorResult
+    from featurestore.served.forgetting import Forgotten
     from featurestore.served.joining import PredictedRows
-    from featurestore.served.keep import Forgotten
 
 
 class Observing:
@@ -111,7 +111,7 @@ class Observing:
         from featurestore.served.keep import read_served
 
         name = service if isinstance(service, str) else service.name
-        return read_served(self.workspace, name, *self._span(start, end))
+        return read_served(self.workspace, name, *_kept(start, end))
 
     def read_predictions(
         self, service: str | FeatureService, start: Instant | None = None, end: Instant | None = None
@@ -125,7 +125,7 @@ class Observing:
         from featurestore.served.joining import read_predictions
 
         name = service if isinstance(service, str) else service.name
-        return read_predictions(self.workspace, name, *self._span(start, end))
+        return read_predictions(self.workspace, name, *_kept(start, end))
 
     def join_predictions(
         self, service: str | FeatureService, start: Instant | None = None, end: Instant | None = None
@@ -138,7 +138,7 @@ class Observing:
         from featurestore.served.joining import join_predictions
 
         name = service if isinstance(service, str) else service.name
-        return join_predictions(self.workspace, name, *self._span(start, end))
+        return join_predictions(self.workspace, name, *_kept(start, end))
 
     def parity(self, service: str | FeatureService, start: Instant | None = None, end: Instant | None = None) -> Parity:
         """Compare what was served for a service in [start, end) with what should have been, and explain differences.
@@ -164,22 +164,31 @@ class Observing:
 
         return MonitorResult(run(self.workspace, monitor, None if until is None else given_instant(until)))
 
-    def forget_served(self, entity: Mapping[str, Any], services: str | Sequence[str] | None = None) -> Forgotten:
+    def forget_served(
+        self, entity: Mapping[str, Any], services: str | Sequence[str] | None = None, *, dry_run: bool = False
+    ) -> Forgotten:
         """Remove the rows of an entity from the served logs of all services, or of some, and their predictions.
 
-        ``entity`` gives its join keys. Servers that run hold up to a minute of rows that are in no file yet: call it
-        again after that. Raises InputError, NotFoundError, and SettingsError, having changed nothing, where keys are
-        hashed with another secret than the settings'.
+        ``entity`` gives its join keys; with part of a key the rows of all entities that have it go. Servers that run
+        hold up to a minute of rows that are in no file yet: call it again after that. Files that cannot be read, or are
+        hashed with a secret that the settings do not have, stay: look at ``problems``. Raises InputError and
+        NotFoundError, having changed nothing.
         """
-        from featurestore.served.keep import forget
+        from featurestore.served.forgetting import forget
 
         named = [services] if isinstance(services, str) else services
-        return forget(self.workspace, entity, named)
+        return forget(self.workspace, entity, named, dry_run=dry_run)
 
     def _span(self, start: Instant | None, end: Instant | None) -> tuple[int, int]:
         """Return a span in microseconds: from the first on where there is no start, up to now without an end."""
         start_us = 0 if start is None else given_instant(start)
         return start_us, self.workspace.clock() + 1 if end is None else given_instant(end)
+
+
+def _kept(start: Instant | None, end: Instant | None) -> tuple[int, int]:
+    """Return a span in microseconds, without a bound where none is given: clocks of servers may be ahead."""
+    start_us = MIN_INSTANT if start is None else given_instant(start)
+    return start_us, MAX_INSTANT + 1 if end is None else given_instant(end)
 
 
 def _name_of(view: str | FeatureView) -> str:

@@ -52,7 +52,7 @@ class World:
         self.root, self.clock, self.random = root, ManualClock("2024-03-01T00:00:00Z"), np.random.default_rng(1)
         self.asked, self.service = np.arange(DRIVERS), "model"
         (root / "data/rides").mkdir(parents=True)
-        (root / "feature_store.yaml").write_text("project: taxi\nserved: {secret: long and random}\n")
+        (root / "feature_store.yaml").write_text("project: taxi\nserved: {secret: long and random text}\n")
         (root / "features.py").write_text(FEATURES)
         for day in range(DAYS):
             self.rows(to_datetime(self.clock()) - timedelta(days=DAYS - day))

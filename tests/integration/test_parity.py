@@ -67,7 +67,7 @@ class World:
         self.root, self.clock, self.asked = root, ManualClock(START), 0
         for folder in ("data/rides", "data/plain", "data/events"):
             (root / folder).mkdir(parents=True)
-        (root / "feature_store.yaml").write_text("project: taxi\nserved: {secret: long and random}\n")
+        (root / "feature_store.yaml").write_text("project: taxi\nserved: {secret: long and random text}\n")
         (root / "features.py").write_text(FEATURES.replace("KEYS", keys) + more)
         self.write("plain", "0", [(1, -24, "Ann"), (2, -24, "Bob"), (3, -24, "Cem")])
         self.rides("0", [(1, -5, 4.5, 9), (2, -5, 3.5, 4), (3, -24 * 8, 5.0, 1)])
@@ -186,7 +186,9 @@ def test_what_is_committed_and_not_published_is_told(world: World) -> None:
     assert causes(world.parity()) == ({"not published": 3}, {"not published": 3})  # the second answer has it
 
 
-def test_what_was_pushed_online_only_is_told(world: World) -> None:
+@pytest.mark.parametrize("keys", ["plain", "hashed"])
+def test_what_was_pushed_online_only_is_told(tmp_path: Path, keys: str) -> None:
+    world = World(tmp_path / "taxi", keys)
     with world.store() as store:
         store.push("rides", world.columns([(1, -0.5, 1.0, 11), (4, -0.5, 1.0, 2)]), to="online")
     world.serve()
@@ -243,7 +245,9 @@ def test_other_code_is_not_run(world: World) -> None:
     assert [each.rows for each in found.features] == [10, 10, 10, 5]
 
 
-def test_a_record_that_is_not_that_of_its_row_is_damaged(world: World) -> None:
+@pytest.mark.parametrize("keys", ["plain", "hashed"])
+def test_a_record_that_is_not_that_of_its_row_is_damaged(tmp_path: Path, keys: str) -> None:
+    world = World(tmp_path / "taxi", keys)
     with world.store() as store:
         registered = store.workspace.snapshot().views["ratings"]
         encoder = RecordEncoder(registered.layout)

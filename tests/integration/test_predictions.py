@@ -24,7 +24,7 @@ from featurestore.client import predictions as client_memory
 from featurestore.errors import DamagedFileError, InputError, NotFoundError
 from featurestore.served import files
 from featurestore.served.joining import join_predictions, read_predictions
-from featurestore.served.keep import drop_all, retain
+from featurestore.served.retaining import drop_all, retain
 from featurestore.server.read import predicted
 from featurestore.server.read import served as server_log
 from featurestore.types.times import system_clock, to_datetime
@@ -309,8 +309,8 @@ def test_retention_merging_and_teardown_are_those_of_the_served_log(project: Pro
         kept(project, clock, 3 + number / 1_000, f"r{number}")
     workspace = project.workspace(clock)
     before = [row for row in logged(project, clock) if row["request_id"] != "old"]
-    assert retain(workspace, dry_run=True) == 4
-    assert retain(workspace) == 4  # of two services what was served, and predictions
+    assert retain(workspace, dry_run=True).removed == 4
+    assert retain(workspace).removed == 4  # of two services what was served, and predictions
     assert logged(project, clock) == before
     assert len(before) == 18
     assert len(files.files_of(workspace.offline.blobs("shop", "predicted.logged"))) == 1

@@ -5,45 +5,28 @@ from __future__ import annotations
 import math
 import os
 from array import array
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pyarrow as pa
 import pytest
 from support.clock import ManualClock
 from support.command_line import CommandLine
-from support.serving import HOUR_US, Project, serving_here, small_project
+from support.served import SECRET, ask, ids_of, kept, logged_project
+from support.serving import Project, serving_here
 
 from featurestore import FeatureService, FeatureStore, ServedLog
 from featurestore.errors import DamagedFileError, DefinitionError, InputError, NotFoundError, SettingsError
 from featurestore.online.records.keys import EntityEncoder, KeyEncoder
 from featurestore.served import files
-from featurestore.served.keep import drop_all, forget, read_served, retain
+from featurestore.served.forgetting import forget
+from featurestore.served.hashing import LogKeys
+from featurestore.served.keep import read_served
+from featurestore.served.retaining import drop_all, retain
 from featurestore.server.app import create_app
 from featurestore.server.read import served as server_log
 from featurestore.types.times import to_datetime, to_instant, to_rfc3339
-
-LOGGED = """
-
-from featurestore import ServedLog
-
-hidden = FeatureView(
-    "hidden", entities=[customer], source=orders,
-    schema=[Field("email", String, tags={"personal": "true"}), Field("city", String)],
-)
-
-@on_demand_feature_view(sources=[hidden[["email", "city"]]], schema=[Field("length", Int64)])
-def measured(inputs):
-    return {"length": [None if email is None else len(email) for email in inputs["email"]]}
-
-logged = FeatureService("logged", features=[fresh, routes, spending], log=ServedLog(1.0, keys="plain"))
-whole = FeatureService("whole", features=[everything], log=ServedLog(1.0, keys="plain"))
-private = FeatureService("private", features=[hidden, measured], log=ServedLog(1.0, retention=timedelta(days=2)))
-"""
-SECRET = {"secret": "a long random text that nobody guesses"}
 
 
 @pytest.fixture
@@ -54,19 +37,7 @@ def clock() -> ManualClock:
 @pytest.fixture
 def project(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setenv("FS_SERVED__SECRET", SECRET["secret"])
-    found = small_project(tmp_path / "repo", clock())
-    with (found.root / "features.py").open("a") as features:
-        features.write(LOGGED)
-    found.apply()
-    found.put("hidden", {"customer_id": 1}, {"email": "ann@example.org", "city": "Bonn"}, event_us=clock() - HOUR_US)
-    return found
-
-
-def ask(client: httpx.Client, service: str, entities: Mapping[str, Any], request_id: str, **more: Any) -> Any:
-    body = {"feature_service": service, "entities": entities, "include": ["status", "event_timestamp"], **more}
-    answer = client.post("/v1/online-features", json=body, headers={"x-request-id": request_id})
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    return logged_project(tmp_path / "repo", clock())
 
 
 def test_the_log_holds_what_clients_got(project: Project, clock: ManualClock) -> None:
@@ -152,6 +123,29 @@ def test_keys_are_hashed_and_what_is_personal_is_left_out(project: Project, cloc
     assert all(len(key) == 32 for key in keys)
     everything = b"".join(path.read_bytes() for path in project.root.rglob("*.parquet"))
     assert b"ann@" not in everything
+    crc = checksum_of(project, clock, "hidden", 1)
+    assert rows.column("view.hidden.crc").to_pylist()[1] is None
+    assert rows.column("view.hidden.crc").to_pylist()[0] == LogKeys(SECRET["secret"]).own.checksum(crc) != crc
+
+
+def test_no_checksum_of_a_personal_field_is_kept_beside_plain_keys(project: Project, clock: ManualClock) -> None:
+    with (project.root / "features.py").open("a") as text:
+        text.write(
+            'open = FeatureService("open", features=[hidden[["city"]], fresh], log=ServedLog(1.0, keys="plain"))'
+        )
+    project.apply()
+    kept(project, clock, "open", 0, [1])
+    (row,) = read_served(project.workspace(clock), "open", 0, clock() + 1).to_pylist()
+    assert (row["value.city"], row["view.hidden.crc"]) == ("Bonn", None)
+    assert row["view.fresh.crc"] == checksum_of(project, clock, "fresh", 1)
+
+
+def checksum_of(project: Project, clock: ManualClock, view: str, customer: int) -> int:
+    workspace = project.workspace(clock)
+    layout = workspace.snapshot().views[view].layout
+    (record,) = workspace.online.mget(KeyEncoder(layout).keys(EntityEncoder(layout.join_keys).texts([[customer]])))
+    assert record is not None
+    return int.from_bytes(record[-4:])
 
 
 def test_a_server_does_not_start_without_the_secret_that_a_log_needs(
@@ -208,31 +202,15 @@ def test_chance_takes_about_the_share_that_is_asked_for(
     assert set(rows.column("sample").to_pylist()) == {0.5}
 
 
-def kept(project: Project, clock: ManualClock, service: str, days: float, ids: list[int], *, number: int = 0) -> str:
-    """Write rows as a server does, so many days ago."""
-    workspace = project.workspace(clock)
-    with serving_here(project.workspace(ManualClock(clock() - round(days * 86_400_000_000)))) as client:
-        ask(client, service, {"customer_id": ids}, f"r{number}")
-    workspace.close()
-    return f"r{number}"
-
-
-def ids_of(project: Project, clock: ManualClock, service: str = "whole") -> list[Any]:
-    return read_served(project.workspace(clock), service, 0, clock() + 1).column("key.customer_id").to_pylist()
-
-
 def test_an_entity_is_forgotten_in_every_service_and_others_stay(
-    project: Project, clock: ManualClock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    project: Project, clock: ManualClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept(project, clock, "whole", 1, [1, 2, 3])
     kept(project, clock, "private", 1, [1, 2])
     hashes = ids_of(project, clock, "private")
     fs = CommandLine(project.root, capsys)
-    monkeypatch.setenv("FS_SERVED__SECRET", "another one")
-    fs("served", "forget", "--entity", "customer_id=1", expect=1)
-    assert "hashed with another secret" in fs.err
-    monkeypatch.setenv("FS_SERVED__SECRET", SECRET["secret"])
-    assert ids_of(project, clock) == [1, 2, 3]  # nothing was changed
+    assert "2 rows would be forgotten, in 2 files" in fs("served", "forget", "--entity", "customer_id=1", "--dry-run")
+    assert ids_of(project, clock) == [1, 2, 3]
     assert "2 rows are forgotten, in 2 files" in fs("served", "forget", "--entity", "customer_id=1")
     assert ids_of(project, clock) == [2, 3]
     assert ids_of(project, clock, "private") == hashes[1:]
@@ -251,14 +229,14 @@ def test_rows_past_their_retention_go_and_files_of_a_day_become_one(project: Pro
         kept(project, clock, "whole", 3 + number / 1_000, [number], number=number)
     workspace = project.workspace(clock)
     before = read_served(workspace, "whole", 0, clock())
-    assert retain(workspace, dry_run=True) == 3
-    assert retain(workspace) == 3  # of private those of 2.1 and 40 days, of whole that of 40
+    assert retain(workspace, dry_run=True).removed == 3
+    assert retain(workspace).removed == 3  # of private those of 2.1 and 40 days, of whole that of 40
     assert len(files.files_of(workspace.offline.blobs("shop", "served.private"))) == 1
     after = read_served(workspace, "whole", 0, clock())
     oldest = to_datetime(clock()) - timedelta(days=30)
     assert after.to_pylist() == [row for row in before.to_pylist() if row["served_at"] > oldest]
     assert len(files.files_of(workspace.offline.blobs("shop", "served.whole"))) == 3  # the nine are one
-    assert retain(workspace) == 0
+    assert retain(workspace).removed == 0
     drop_all(workspace)
     assert read_served(workspace, "whole", 0, clock()).num_rows == 0
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from featurestore.cli.exits import EXIT_FAILED
 from featurestore.cli.output import Output, repo_command
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.store import FeatureStore
@@ -12,14 +15,14 @@ from featurestore.store import FeatureStore
 @click.command("gc")
 @click.option("--dry-run", is_flag=True, help="Show what would go; remove nothing.")
 @repo_command
-def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
+def command(store: FeatureStore, output: Output, dry_run: bool) -> Any:
     """Remove old generations, data of deleted views, expired records, and leftovers of killed runs.
 
     Removes only what this registry remembers giving up. What a saved training set pins stays. What bears another
     identity, or never was this registry's, stays and is listed. An old generation stays for three times server.refresh,
     and at least 30 seconds, after the apply that superseded it: servers that have not noticed that apply still read it.
     Entries of the registry's journal stay as long as the settings under journal say, the log of what was served as
-    long as its service says; many small files of that are merged.
+    long as its service says; many small files of that are merged. Exits with 1 when a log could not be cleaned.
     """
     garbage = collect_garbage(store.workspace, dry_run=dry_run)
     document = {
@@ -31,6 +34,7 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
         "records": garbage.records,
         "journal_entries": garbage.journal,
         "served_files": garbage.served,
+        "served_problems": list(garbage.served_problems),
         "quarantines": [
             {"table": str(each.table), "files": each.files, "held": each.held, "is_gone": each.is_gone}
             for each in garbage.quarantines
@@ -55,3 +59,6 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
         output.say("Leftover files and online keys are counted when they are removed.")
     else:
         output.say(f"{garbage.files:,} files and {garbage.records:,} online keys removed.")
+    for problem in garbage.served_problems:
+        output.say(problem, style="red")
+    return EXIT_FAILED if garbage.served_problems else 0

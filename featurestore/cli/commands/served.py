@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
-from featurestore.cli.entities import declared_types, entity_option, entity_rows
+from featurestore.cli.entities import entity_option, entity_rows
+from featurestore.cli.exits import EXIT_FAILED
 from featurestore.cli.instants import Moment, instant
-from featurestore.cli.output import Output, repo_command
+from featurestore.cli.output import Output, confirmed, repo_command
 from featurestore.cli.shared import shared_options
+from featurestore.served.forgetting import is_part_of_a_key
 from featurestore.served.keep import KeptLog, kept_logs
 from featurestore.store import FeatureStore
 from featurestore.training.outputs import check_output
@@ -61,7 +63,7 @@ def _span(log: KeptLog) -> tuple[str, str]:
 @command.command("export")
 @click.argument("service")
 @click.option("--since", callback=instant, metavar="INSTANT", help="The first instant, such as -7d; default: all.")
-@click.option("--until", callback=instant, metavar="INSTANT", help="Rows before it; default: now.")
+@click.option("--until", callback=instant, metavar="INSTANT", help="Rows before it; default: all.")
 @click.option("--predictions", is_flag=True, help="What models made of it: predictions, each beside its served row.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Parquet file to write.")
 @repo_command
@@ -92,18 +94,40 @@ def export(
 @command.command("forget")
 @entity_option
 @click.option("--service", "services", multiple=True, help="Only of these services; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Show how many rows would go; remove nothing.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask where only part of a key is given.")
 @repo_command
-def forget(store: FeatureStore, output: Output, entities: tuple[str, ...], services: tuple[str, ...]) -> None:
+def forget(
+    store: FeatureStore,
+    output: Output,
+    entities: tuple[str, ...],
+    services: tuple[str, ...],
+    dry_run: bool,
+    yes: bool,
+) -> Any:
     """Remove the rows of entities from what was served, and what models predicted for them.
 
-    --entity carrier=UA --entity carrier=AA forgets two; different keys make one entity together.
+    --entity carrier=UA --entity carrier=AA forgets two; different keys make one entity together. With part of a key the
+    rows of all entities that have it go: then it asks. Exits with 1 when files had to stay, and names them.
     """
-    given = entity_rows(entities, declared_types(store))
-    rows = files = predictions = 0
-    for row in range(len(next(iter(given.values())))):
-        done = store.forget_served({name: values[row] for name, values in given.items()}, list(services) or None)
-        rows, files, predictions = rows + done.rows, files + done.files, predictions + done.predictions
-    output.emit({"rows": rows, "files": files, "predictions": predictions})
+    given = entity_rows(entities, {})  # files say which types keys had: no definition may know them any more
+    chosen = [{name: values[row] for name, values in given.items()} for row in range(len(next(iter(given.values()))))]
+    named = list(services) or None
+    if not (dry_run or yes) and is_part_of_a_key(store.workspace, chosen[0]):
+        rows = sum(store.forget_served(each, named, dry_run=True).rows for each in chosen)
+        question = (
+            f"{', '.join(given)} is only part of a key: {rows:,} rows of all entities that have it go. Forget them?"
+        )
+        confirmed(question, "There is no terminal to ask on: pass --yes, or the other keys of the entity.")
+    done = [store.forget_served(each, named, dry_run=dry_run) for each in chosen]
+    rows, files, predictions = (sum(getattr(each, name) for each in done) for name in ("rows", "files", "predictions"))
+    problems = list(dict.fromkeys(problem for each in done for problem in each.problems))
+    document = {"rows": rows, "files": files, "predictions": predictions, "problems": problems, "dry_run": dry_run}
+    output.emit(document)
     beside = f" and {predictions:,} of predictions" if predictions else ""
-    output.say(f"{rows:,} rows{beside} are forgotten, in {files:,} files.")
-    output.say("Servers that run hold rows of up to a minute that are in no file yet: run it again after that.")
+    output.say(f"{rows:,} rows{beside} {'would be' if dry_run else 'are'} forgotten, in {files:,} files.")
+    if not dry_run:
+        output.say("Servers that run hold rows of up to a minute that are in no file yet: run it again after that.")
+    for problem in problems:
+        output.say(problem, style="red")
+    return EXIT_FAILED if problems else 0

@@ -20,7 +20,8 @@ from featurestore.errors import FeatureStoreError, SettingsError
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest
 from featurestore.served import files
-from featurestore.served.keep import KEYS_HINT, blobs_of, secret_of
+from featurestore.served.hashing import KEYS_HINT, keys_of
+from featurestore.served.keep import blobs_of
 from featurestore.served.predictions import Prediction
 from featurestore.served.rows import Clocks, ServedRequest, ServedRows
 from featurestore.served.shape import ServedShape, shape_of
@@ -74,7 +75,7 @@ class ServedLogs:
         self._instance = secrets.token_hex(8)
         self.predictions = PredictionLogs(workspace, metrics, self._instance)
         """Keeps what models made of the answers; it shares queue, thread and bounds."""
-        self._secret = secret_of(workspace)
+        self._keys = keys_of(workspace)
         self._queue: deque[_Offered] = deque()
         self._bits: list[int] = []
         self._offered_rows = self._offered_bytes = 0
@@ -89,7 +90,7 @@ class ServedLogs:
     def check(self, snapshot: Snapshot) -> None:
         """Raise SettingsError where a service wants hashed join keys and the settings have no secret."""
         wanting = [name for name, each in snapshot.services.items() if each.log and each.log.keys == "hashed"]
-        if wanting and not self._secret:
+        if wanting and not self._keys.is_known:
             raise SettingsError(
                 f"The log of {', '.join(sorted(wanting))} keeps join keys hashed, and the settings have no secret.",
                 hint=f'{KEYS_HINT} Or declare ServedLog(keys="plain").',
@@ -98,8 +99,8 @@ class ServedLogs:
 
     def shape(self, snapshot: Snapshot, request: FeatureRequest, service: str) -> ServedShape | None:
         """Return how answers of a service are kept, None where they are not; warns where they cannot be."""
-        shape = shape_of(snapshot, request, service, self._secret)
-        if shape is not None and shape.log.keys == "hashed" and not self._secret:
+        shape = shape_of(snapshot, request, service, self._keys)
+        if shape is not None and shape.log.keys == "hashed" and not self._keys.is_known:
             self._warn("secret", f"the log of {service} is not written: the settings have no secret. {KEYS_HINT}")
             return None
         return shape
