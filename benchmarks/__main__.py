@@ -48,6 +48,7 @@ BENCHMARKS: dict[str, Callable[[Context], Iterator[report.Section]]] = {
     "http": http.run,
     "served": served.run,
     "parity": served.run_parity,
+    "monitor": served.run_monitor,
     "registry": registry.run,
     "catalog": catalog.run,
     "statistics": statistics.run,

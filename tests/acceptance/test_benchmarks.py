@@ -93,13 +93,15 @@ def test_growth_is_measured_beside_the_compacted_table(tmp_path: Path) -> None:
 
 @pytest.mark.slow(9)
 def test_reads_are_measured_beside_their_floors(tmp_path: Path) -> None:
-    page = run_benchmarks(tmp_path, "reads", "cluster")
+    page = run_benchmarks(tmp_path, "reads", "cluster", "parity", "monitor")
     beside = {name.partition(", beside ")[2] for name in rows_of(page, "Online reads in process, LMDB")}
     assert beside == {"bare gets", "gets and decoding", "the answer by hand", "redis-py's MGET"}
     for store in ("LMDB", "Redis", "Redis Cluster"):
         reads = rows_of(page, f"Online reads in process, {store}")
         assert {name.split()[0] for name in reads} == {"1", "10", "100"}
         assert all(ours and floor and ratio for ours, floor, ratio, *_ in reads.values())
+    assert "nothing differs" in rows_of(page, "Parity")
+    assert set(rows_of(page, "Monitor")) == {"30 features", "20 features"}
 
 
 def says_that_it_needs_wrk(name: str) -> bool:
