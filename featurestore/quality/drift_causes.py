@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -65,7 +66,7 @@ class Change:
     """Where values changed, and not only shares of nulls or statuses."""
     is_of_nulls: bool = False
 
-    @property
+    @cached_property
     def size(self) -> float:
         """The population stability index of the change."""
         return population_stability(*(np.bincount(c[c >= 0], minlength=self.labels).astype(float) for c in self.codes))
@@ -88,9 +89,19 @@ class Change:
         return 0.0 if not size or math.isinf(left) else min(max(1 - left / size, 0.0), 1.0)
 
 
-def causes_of(baseline: Observed, now: Observed, change: Change) -> list[DriftCause]:
+@dataclass(frozen=True)
+class Parts:
+    """One column by which the rows of both sides are parted, the same for every feature that changed."""
+
+    name: str
+    labels: tuple[str, ...]
+    sides: tuple[Int64s, Int64s]
+    """For each row the place of its label, `SEGMENTS` where it has none."""
+
+
+def causes_of(columns: Sequence[Parts], change: Change) -> list[DriftCause]:
     """Return what a feature's change comes with, by what the rows of both sides hold."""
-    return [*units(change), *segments(baseline, now, change)] if change.size > 0 else []
+    return [*units(change), *segments(columns, change)] if change.size > 0 else []
 
 
 def strongest(causes: Iterable[DriftCause]) -> tuple[DriftCause, ...]:
@@ -144,20 +155,19 @@ def units(change: Change) -> Iterator[DriftCause]:
         yield DriftCause("unit", f"{best[1]}: undone, {_percent(best[0])} of the change is gone", best[0])
 
 
-def segments(baseline: Observed, now: Observed, change: Change) -> Iterator[DriftCause]:
+def segments(columns: Sequence[Parts], change: Change) -> Iterator[DriftCause]:
     """Yield the part of the rows, by another column, that carries the change, or that there is more or less of."""
     best: dict[str, DriftCause] = {}
-    for name, before, after in _columns(baseline, now, change.feature):
-        for kind, cause in _segments_of(name, before, after, change):
+    for column in columns:
+        for kind, cause in _segments_of(column, change) if column.name != change.feature.name else ():
             if kind not in best or cause.weight > best[kind].weight + 0.02:
                 best[kind] = cause
     yield from best.values()
 
 
-def _segments_of(name: str, before: Any, after: Any, change: Change) -> Iterator[tuple[str, DriftCause]]:
-    sides = _coded([before, after])
+def _segments_of(column: Parts, change: Change) -> Iterator[tuple[str, DriftCause]]:
+    name, labels, sides = column.name, column.labels, column.sides
     sizes = [np.bincount(side, minlength=SEGMENTS + 1) for side in sides]
-    labels = _labels(before)
     rows = [max(len(side), 1) for side in sides]
     mixed = _reweighted(change, sides)
     moved = np.abs(sizes[1] / rows[1] - sizes[0] / rows[0])
@@ -200,17 +210,24 @@ def _reweighted(change: Change, sides: Sequence[Int64s]) -> float | None:
     return population_stability(expected, after.sum(0)) if expected.sum() >= LEAST_ROWS else None
 
 
-def _columns(baseline: Observed, now: Observed, changed: ObservedFeature) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the columns by which rows are parted: other features, and what else both sides have."""
+def columns_of(baseline: Observed, now: Observed) -> list[Parts]:
+    """Return the columns by which rows are parted: features, and what else both sides have."""
+    found = []
     for name, feature in now.features.items():
         before = baseline.features.get(name)
-        if name == changed.name or before is None or before.type != feature.type or before.made_by != feature.made_by:
+        if before is None or before.type != feature.type or before.made_by != feature.made_by:
             continue
         if feature.type.item is None and feature.type.name != "Bytes":
-            yield name, before.values, feature.values
+            found.append(_parts(name, before.values, feature.values))
     for name, values in now.more.items():
         if name in baseline.more and baseline.more[name].type == values.type:
-            yield name, baseline.more[name], values
+            found.append(_parts(name, baseline.more[name], values))
+    return found
+
+
+def _parts(name: str, before: Any, after: Any) -> Parts:
+    one, two = _coded([before, after])
+    return Parts(name, tuple(_labels(before)), (one, two))
 
 
 def _coded(sides: Sequence[Any]) -> list[Int64s]:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from featurestore_registry.documents import DriftCause, WatchedFeature
 
 from featurestore.definitions import FeatureService, FeatureView
-from featurestore.quality.drift_causes import causes_of, change_of, strongest
+from featurestore.quality.drift_causes import Parts, causes_of, change_of, columns_of, strongest
 from featurestore.quality.drift_history import of_entities, of_runs
 from featurestore.quality.gathering import request_of
-from featurestore.quality.observed import Observed
+from featurestore.quality.observed import Observed, some_rows
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.served.shape import named_outputs
 from featurestore.workspace import Readers
+
+MOST_ROWS = 200_000
+"""Causes are looked for in at most so many rows of either side: shares of so many are exact enough."""
+
+
+class _Sides(NamedTuple):
+    baseline: Observed
+    now: Observed
+    columns: Sequence[Parts]
 
 
 def explained(
@@ -26,21 +36,30 @@ def explained(
 ) -> Iterator[WatchedFeature]:
     """Yield features; those that are too far from the baseline with what that comes with."""
     known = list(features)
+    if not any(line.exceeds for each in known for line in each.lines):
+        yield from known
+        return
+    baseline, now = some_rows(baseline, MOST_ROWS), some_rows(now, MOST_ROWS)
+    columns = columns_of(baseline, now)
     far = {each.name: {line.name for line in each.lines if line.exceeds} for each in known}
     stored = _stored(workspace, target)
     for each in known:
-        yield replace(each, causes=_of(workspace, target, baseline, now, each, far, stored)) if far[each.name] else each
+        if far[each.name]:
+            sides = _Sides(baseline, now, columns)
+            yield replace(each, causes=_of(workspace, target, sides, each, far, stored))
+        else:
+            yield each
 
 
 def _of(
     workspace: Readers,
     target: FeatureService | FeatureView,
-    baseline: Observed,
-    now: Observed,
+    sides: _Sides,
     feature: WatchedFeature,
     far: Mapping[str, set[str]],
     stored: Mapping[str, tuple[RegisteredView, str]],
 ) -> tuple[DriftCause, ...]:
+    baseline, now = sides.baseline, sides.now
     if feature.name not in now.features:  # the age of records
         return ()
     inputs = [name for name in now.features[feature.name].inputs if far.get(name)]
@@ -49,7 +68,7 @@ def _of(
     change = change_of(baseline, now, feature.name, far[feature.name])
     if change is None:
         return ()
-    found = causes_of(baseline, now, change)
+    found = causes_of(sides.columns, change)
     found += of_entities(workspace, None if isinstance(target, FeatureView) else target.name, baseline, now, change)
     if feature.name in stored:
         registered, name = stored[feature.name]

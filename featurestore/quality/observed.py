@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from featurestore_registry.documents import BinsDocument
 
+from featurestore.statistics.sets import sampled_rows
 from featurestore.types import ValueType
 
 if TYPE_CHECKING:
@@ -99,6 +100,13 @@ class Observed:
     def between(self, start_us: int, end_us: int) -> Observed:
         """Return the rows of [start, end)."""
         return self.where((self.at_us >= start_us) & (self.at_us < end_us))
+
+
+def some_rows(rows: Observed, most: int) -> Observed:
+    """Return at most so many rows, chosen by a seeded hash."""
+    chosen = np.zeros(rows.rows, bool)
+    chosen[sampled_rows(rows.rows, most)] = True
+    return rows.where(chosen)
 
 
 def weekdays(at_us: Int64s) -> Int64s:

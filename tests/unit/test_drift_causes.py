@@ -14,7 +14,7 @@ from featurestore_registry.documents import DriftCause
 
 from featurestore import Drift
 from featurestore.quality.drift import compared
-from featurestore.quality.drift_causes import causes_of, change_of, strongest
+from featurestore.quality.drift_causes import causes_of, change_of, columns_of, strongest
 from featurestore.quality.observed import Observed, ObservedFeature, numbered
 from featurestore.types import Float64, Int64, String
 
@@ -56,7 +56,7 @@ def named(feature: str, change: Callable[[pd.DataFrame], Any]) -> tuple[DriftCau
     assert drift.exceeding, "nothing drifted"
     found = change_of(*sides, feature, {line.name for line in drift.exceeding})
     assert found is not None
-    return strongest(causes_of(*sides, found))
+    return strongest(causes_of(columns_of(*sides), found))
 
 
 def times(factor: float, feature: str, **where: str) -> Callable[[pd.DataFrame], None]:
