@@ -71,8 +71,11 @@ class Counts:
         return where
 
     def bars(self) -> tuple[Bar, ...]:
-        """Return what a drawing shows."""
-        pairs = zip(self.labels, *self.counts, strict=True)
+        """Return what a drawing shows; numbers in their order."""
+        pairs = list(zip(self.labels, *self.counts, strict=True))
+        if self.bins is not None:
+            begins = [*map(float, self.bins.points), *self.bins.edges[:-1], np.inf]  # type: ignore[arg-type]
+            pairs = [pairs[place] for place in np.argsort(begins, kind="stable")]
         held = self.before.held, self.after.held
         return tuple((label, float(one / held[0]), float(two / held[1])) for label, one, two in pairs if one or two)
 

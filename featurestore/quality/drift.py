@@ -49,6 +49,7 @@ LINES = {
     "outside": "outside the bins",
     "new_values": "new values",
     "stale": "age of records",
+    "match_rate": "match rate",
 }
 """What is compared, in words, in the order in which it is told."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Literal
@@ -175,32 +175,26 @@ def _kept(workspace: Workspace, document: MonitorDocument) -> MonitorDocument:
 
 
 def _alarmed(feature: WatchedFeature, alarms: tuple[MonitorAlarm, ...]) -> WatchedFeature:
-    """Return a feature that is in alarm while a line of an open alarm is too far, in one window or two."""
-    too_far = {(feature.name, line.name) for line in feature.lines if line.exceeds}
-    is_open = any((alarm.feature, alarm.line) in too_far for alarm in alarms)
-    return replace(feature, state="alarm") if is_open else feature
+    """Return a feature that is in alarm while its alarm is open and a line is too far, in one window or two."""
+    is_open = any(alarm.feature == feature.name for alarm in alarms)
+    return replace(feature, state="alarm") if is_open and any(line.exceeds for line in feature.lines) else feature
 
 
 def _alarms(now: MonitorDocument, before: MonitorDocument | None) -> Iterator[MonitorAlarm]:
-    """Yield the alarms that are open: those that go on keep their id, also while nothing can be judged."""
+    """Yield the alarms that are open, one for a feature: it keeps its id, also while nothing can be judged."""
     is_same = before is not None and before.definition == now.definition
-    known = {(each.feature, each.line): each for each in before.alarms} if before is not None and is_same else {}
-    states = {each.name: each for each in now.features}
+    known = {each.feature: each for each in before.alarms} if before is not None and is_same else {}
     for feature in now.features:
-        for line in feature.lines:
-            open_before = known.get((feature.name, line.name))
-            if line.exceeded_before and line.exceeds:
-                yield _alarm(now, feature, line) if open_before is None else replace(open_before, told=line.told)
-            elif line.exceeds and open_before is not None:
-                yield replace(open_before, told=line.told)
-    for (name, line_name), alarm in known.items():
-        feature_now = states.get(name)
-        if feature_now is not None and line_name not in {line.name for line in feature_now.lines}:
-            yield alarm
+        far, opened = [line for line in feature.lines if line.exceeds], known.get(feature.name)
+        if opened is not None and not feature.lines:
+            yield opened
+        elif opened is not None and far:
+            yield replace(opened, line=far[0].name, told="; ".join(line.told for line in far))
+        elif any(line.exceeded_before for line in far):
+            yield _alarm(now, feature.name, far)
 
 
-def _alarm(now: MonitorDocument, feature: WatchedFeature, line: ComparedLine) -> MonitorAlarm:
-    text = canonical_json([now.monitor, now.definition, feature.name, line.name, now.until_us])
-    return MonitorAlarm(
-        hashlib.sha256(text.encode()).hexdigest()[:12], feature.name, line.name, line.told, now.until_us
-    )
+def _alarm(now: MonitorDocument, feature: str, far: Sequence[ComparedLine]) -> MonitorAlarm:
+    text = canonical_json([now.monitor, now.definition, feature, now.until_us])
+    told = "; ".join(line.told for line in far)
+    return MonitorAlarm(hashlib.sha256(text.encode()).hexdigest()[:12], feature, far[0].name, told, now.until_us)

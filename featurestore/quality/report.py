@@ -85,8 +85,7 @@ class MonitorResult:
         """Yield what the table does not say."""
         it = self.document
         for alarm in it.alarms:
-            what = LINES.get(alarm.line, alarm.line)
-            yield f"alarm {alarm.id}: {alarm.feature}, {what}: {alarm.told}; since {to_short_rfc3339(alarm.opened_us)}"
+            yield f"alarm {alarm.id} since {to_short_rfc3339(alarm.opened_us)}: {alarm.feature}: {alarm.told}"
         for each in it.features:
             for cause in each.causes:
                 yield f"{each.name}: {cause.told}"

@@ -289,11 +289,12 @@ class WatchedFeature:
 
 @dataclass(frozen=True, slots=True)
 class MonitorAlarm:
-    """A line that is too far, until it is found not to be."""
+    """A feature that is too far, until it is found not to be."""
 
     id: str
     feature: str
     line: str
+    """The first of the lines that are too far."""
     told: str
     opened_us: int
     acted_us: int = 0

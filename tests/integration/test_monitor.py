@@ -144,7 +144,7 @@ def test_an_alarm_takes_two_windows_keeps_its_id_and_ends(world: World) -> None:
     second = world.monitor("by_set")
     assert second.state == "alarm"
     assert found(second)["trips"] == found(second)["per_trip"] == "alarm"
-    assert any("trips, mean" in note for note in second.notes())
+    assert any(": trips: PSI" in note for note in second.notes())
     causes = {each.name: each.causes for each in second.document.features}
     assert causes["trips"][0].kind == "unit"
     assert "multiplied by 60" in causes["trips"][0].told

@@ -273,6 +273,14 @@ def test_records_that_are_older_than_nearly_all_were_are_stale() -> None:
     assert few.not_judged
 
 
+def test_bars_of_numbers_are_in_their_order() -> None:
+    values = [0.0] * 1_500 + normal(1_500, 1, 5.0)
+    drift = compared(observed(values), observed(values), "x", Drift())
+    begins = [float(label.split(" to ")[0]) for label, _, _ in drift.bars]
+    assert begins == sorted(begins)
+    assert sum(share for _, share, _ in drift.bars) == pytest.approx(1.0)
+
+
 def test_lines_are_turned_off_by_none() -> None:
     base, now = observed(normal(1_000, 1)), observed(normal(1_000, 2, 9.0))
     only = compared(base, now, "x", Drift(psi=None, shift=None, outside=None, new_values=None, statuses=None))
