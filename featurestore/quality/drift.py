@@ -124,15 +124,15 @@ def compared(baseline: Observed, now: Observed, feature: str, bounds: Drift) -> 
     sizes = [(len(numbers), distinct(numbers)) for numbers in owners]
     (rows_before, entities_before), (rows, entities) = sizes
     figures = FeatureDrift(feature, rows, entities, rows_before, entities_before)
+    for what, (some_rows, some_entities) in zip((baseline.what, now.what), sizes, strict=True):
+        if some_rows < bounds.rows or some_entities < bounds.entities:
+            return _with(figures, (), _too_few(what, some_rows, some_entities, bounds))
     if SEVERAL in (before.made_by, after.made_by):
         which = now if after.made_by == SEVERAL else baseline
         return _with(figures, (), f"its definition changed within {which.what}")
     if before.made_by != after.made_by or before.type != after.type:
         told = f"its definition changed since {baseline.what}: compare with rows of the new one"
         return _with(figures, (), told)
-    for what, (some_rows, some_entities) in zip((baseline.what, now.what), sizes, strict=True):
-        if some_rows < bounds.rows or some_entities < bounds.entities:
-            return _with(figures, (), _too_few(what, some_rows, some_entities, bounds))
     sizes_that_count = [effective_size(each.values, own) for each, own in zip((before, after), owners, strict=True)]
     apart = sum(1 / size for size in sizes_that_count)
     lines = [*_of_shares(before, after, bounds, apart)]

@@ -167,11 +167,19 @@ def _kept(workspace: Workspace, document: MonitorDocument) -> MonitorDocument:
         acted_us = 0 if before is None else before.acted_us
         made = replace(document, alarms=alarms, features=features, state=_state(features), acted_us=acted_us)
         try:
-            write_finding(workspace.ledger, workspace.project, made, if_version=version)
+            write_finding(workspace.ledger, workspace.project, _brief(made), if_version=version)
         except LedgerConflictError:
             continue
         return made
     raise LedgerConflictError(f"Monitor {document.monitor!r} was run by others at the same time, {_TRIES} times.")
+
+
+def _brief(document: MonitorDocument) -> MonitorDocument:
+    """Return what is kept: drawings of what is far alone, for it is kept for each run."""
+    features = (
+        each if any(line.exceeds for line in each.lines) else replace(each, bars=()) for each in document.features
+    )
+    return replace(document, features=tuple(features))
 
 
 def _alarmed(feature: WatchedFeature, alarms: tuple[MonitorAlarm, ...]) -> WatchedFeature:

@@ -283,7 +283,8 @@ class WatchedFeature:
     not_judged: str = ""
     """Why nothing, or not everything, was compared."""
     bars: tuple[tuple[str, float, float], ...] = ()
-    """For a drawing: what a bar stands for, its share of the baseline's values, and of those of the window."""
+    """For a drawing: what a bar stands for, its share of the baseline's values, and of those of the window. Kept where
+    something is too far alone."""
     causes: tuple[DriftCause, ...] = ()
 
 

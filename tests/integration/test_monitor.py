@@ -138,6 +138,8 @@ def test_an_alarm_takes_two_windows_keeps_its_id_and_ends(world: World) -> None:
     world.day(trips=times_60)
     first = world.monitor("by_set")
     assert (first.state, first.alarms) == ("watch", ())
+    assert first["trips"].bars
+    assert first["rating"].bars
     assert found(first)["trips"] == found(first)["per_trip"] == "watch"
     assert found(first)["rating"] == "ok"
     world.day(trips=times_60)
@@ -163,6 +165,7 @@ def test_an_alarm_takes_two_windows_keeps_its_id_and_ends(world: World) -> None:
     with world.store() as store:
         entries = store.workspace.ledger.scan("taxi", "monitor", key="by_set")
     assert entries[0].document["state"] == "ok"
+    assert not any(each["bars"] for each in entries[0].document["features"]), "drawings of what is fine are not kept"
 
 
 def test_what_was_served_before_is_a_baseline_and_tells_statuses_and_ages(world: World) -> None:
