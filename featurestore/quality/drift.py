@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from featurestore_registry.documents import COMPARED
 
 from featurestore.definitions import Drift
 from featurestore.engine.profiles import is_number
@@ -39,27 +40,13 @@ STALE_SHARE = 0.05
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 """An odd number that spreads numbers over 64 bits."""
 
-LINES = {
-    "psi": "distribution",
-    "shift": "mean",
-    "jensen_shannon": "categories",
-    "nulls": "nulls",
-    "not_finite": "NaN and infinities",
-    "statuses": "statuses",
-    "outside": "outside the bins",
-    "new_values": "new values",
-    "stale": "age of records",
-    "match_rate": "match rate",
-}
-"""What is compared, in words, in the order in which it is told."""
-
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One figure that was compared."""
 
     name: str
-    """One of `LINES`."""
+    """One of `COMPARED`."""
     value: float
     """Of a share its change; else the distance."""
     bound: float
@@ -146,7 +133,9 @@ def compared(baseline: Observed, now: Observed, feature: str, bounds: Drift) -> 
             pair = counts_of(counted[0], counted[1], after)
             lines += _of_values(pair, after, owners[1], bounds, apart)
             bars = pair.bars()
-    return replace(_with(figures, tuple(sorted(lines, key=lambda line: list(LINES).index(line.name))), told), bars=bars)
+    return replace(
+        _with(figures, tuple(sorted(lines, key=lambda line: list(COMPARED).index(line.name))), told), bars=bars
+    )
 
 
 def compared_ages(baseline: Observed, now: Observed, view: str, bounds: Drift) -> FeatureDrift | None:

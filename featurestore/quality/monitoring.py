@@ -8,7 +8,14 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Literal
 
-from featurestore_registry.documents import ComparedLine, MonitorAlarm, MonitorDocument, WatchedFeature
+from featurestore_registry.documents import (
+    MATCHES,
+    RECORDS,
+    ComparedLine,
+    MonitorAlarm,
+    MonitorDocument,
+    WatchedFeature,
+)
 from featurestore_registry.records import canonical_json
 
 from featurestore.definitions import Drift, FeatureView, MatchRate, Monitor
@@ -26,10 +33,6 @@ from featurestore.types.times import MICROSECOND, to_instant
 from featurestore.workspace import Workspace
 
 State = Literal["ok", "watch", "alarm", "not judged"]
-RECORDS = "records of "
-"""Begins the name under which the age of a view's records is told."""
-MATCHES = "served as known"
-"""The name under which `MatchRate` is told."""
 _TRIES = 5
 _MOST = 1e300
 """JSON has no infinity."""

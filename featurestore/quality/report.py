@@ -9,9 +9,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from featurestore_registry.documents import MonitorDocument, WatchedFeature
+from featurestore_registry.documents import COMPARED, MonitorDocument, WatchedFeature
 
-from featurestore.quality.drift import LINES
 from featurestore.tables import html_table, visible
 from featurestore.types.times import duration_text, to_short_rfc3339
 
@@ -115,7 +114,7 @@ def page(results: Sequence[MonitorResult]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["seen"] = visible
     return environment.from_string(template).render(
-        results=results, order=_ORDER, states=STATES, lines=LINES, instant=to_short_rfc3339
+        results=results, order=_ORDER, states=STATES, lines=COMPARED, instant=to_short_rfc3339
     )
 
 

@@ -241,6 +241,23 @@ class StatisticsDocument:
     """For each source its files when the run read them, at most 100."""
 
 
+COMPARED: Mapping[str, str] = {
+    "psi": "distribution",
+    "shift": "mean",
+    "jensen_shannon": "categories",
+    "nulls": "nulls",
+    "not_finite": "NaN and infinities",
+    "statuses": "statuses",
+    "outside": "outside the bins",
+    "new_values": "new values",
+    "stale": "age of records",
+    "match_rate": "match rate",
+}
+"""What a monitor compares, in words, in the order in which it is told."""
+RECORDS, MATCHES = "records of ", "served as known"
+"""Begins the name under which a monitor tells the age of a view's records; and the name of the rate of matches."""
+
+
 @dataclass(frozen=True, slots=True)
 class ComparedLine:
     """One figure that a monitor compared with a bound."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from featurestore_registry.documents import (
     EDGES,
+    MATCHES,
+    MONITOR,
     QUANTILES,
     RUN,
     RUN_START,
@@ -16,12 +18,17 @@ from featurestore_registry.documents import (
     WATERMARK,
     BinsDocument,
     ColumnStatistics,
+    ComparedLine,
+    DriftCause,
     EdgesDocument,
+    MonitorAlarm,
+    MonitorDocument,
     PublishedDocument,
     RunDocument,
     SavedFrame,
     SavedRead,
     StatisticsDocument,
+    WatchedFeature,
     WatermarkDocument,
 )
 from featurestore_registry.interface import Registry
@@ -29,13 +36,17 @@ from featurestore_registry.records import Change, Record, RecordField
 
 from featurestore import (
     Aggregation,
+    Drift,
     Entity,
     FeatureService,
     FeatureView,
     Field,
+    MatchRate,
+    Monitor,
     ParquetSource,
     PushSource,
     RequestSource,
+    ServedLog,
     on_demand_feature_view,
 )
 from featurestore.definitions import Definition
@@ -153,7 +164,18 @@ rider_eta = FeatureService(
     ],
     description="Minutes until the ride ends",
     owner=OWNER,
+    log=ServedLog(sample=0.1),
 )
+ride_drift = Monitor(
+    "ride_drift",
+    service=rider_eta,
+    baseline="january",
+    checks=[Drift(), Drift("city", jensen_shannon=0.3, new_values=None), MatchRate(0.999)],
+    description="What the model of rides is asked with",
+    owner=OWNER,
+)
+stats_drift = Monitor("stats_drift", view=CHANGED_STATS, baseline=timedelta(days=28), owner=OWNER)
+night_drift = Monitor("night_drift", view=nightly, baseline=timedelta(days=28), window=timedelta(hours=12))
 
 
 def put(project: str, *definitions: Definition) -> list[Change]:
@@ -189,7 +211,10 @@ def fill(registry: Registry, clock: ManualClock) -> None:
     definitions.apply(
         PROJECT,
         chain.head,
-        [Change("delete", "feature_view", "legacy_scores"), *put(PROJECT, rider_eta)],
+        [
+            Change("delete", "feature_view", "legacy_scores"),
+            *put(PROJECT, rider_eta, ride_drift, stats_drift, night_drift),
+        ],
         author="ada@example.com",
         message="",
         commit="",
@@ -202,6 +227,7 @@ def fill(registry: Registry, clock: ManualClock) -> None:
     )
     add_set(registry.ledger, PROJECT, saved_set("january"))
     registry.ledger.append(PROJECT, STATISTICS, "training_set:january", asdict(set_statistics(now_us)))
+    _findings(registry, now_us)
     told = {"action": "apply", "by": "ada@example.com", "token": "of-ada", "revision": 3}
     registry.journal.append(PROJECT, "audit", [("apply", told)])
     registry.journal.append(PROJECT, "serving", [("web-1", {
@@ -260,6 +286,50 @@ def _runs(registry: Registry, now_us: int) -> None:
     committed("customer_profile", now_us - 2 * DAY_US, 4_000)
     failed = "The column 'segment' of data/trips.parquet is gone."
     ended(run("customer_profile", 2, now_us - HOUR_US, state="failed", error=failed))
+
+
+def _findings(registry: Registry, now_us: int) -> None:
+    for number in range(6):
+        at_us = now_us - (5 - number) * DAY_US - HOUR_US
+        state = ("ok", "ok", "not judged", "ok", "watch", "alarm")[number]
+        found = finding("ride_drift", "feature_service:ride_eta_v2", at_us, state=state)
+        found = found if state == "alarm" else replace(found, alarms=())
+        registry.ledger.append(PROJECT, MONITOR, "ride_drift", asdict(found))
+    quiet = finding("stats_drift", "feature_view:driver_stats", now_us - 2 * HOUR_US, state="ok")
+    quiet = replace(quiet, features=(watched("city"), watched("last_rating")), alarms=(), match_rate=None)
+    registry.ledger.append(PROJECT, MONITOR, "stats_drift", asdict(quiet))
+
+
+def finding(monitor: str, target: str, made_us: int, **more: Any) -> MonitorDocument:
+    """An alarm for a city, something too far of a rating, and nothing of the others."""
+    spread = ComparedLine("jensen_shannon", 0.46, 0.31, "Jensen-Shannon distance 0.46", True, True)
+    new = ComparedLine("new_values", 0.31, 0.01, "Montevideo: 31.0 %, before 0.0 %", True, True)
+    mean = ComparedLine("shift", 0.62, 0.52, "mean 3.7, before 4.1: 0.62 deviations", True)
+    cities = (("Berlin", 0.61, 0.31), ("Lima", 0.27, 0.26), ("Montevideo", 0.0, 0.31), ("others", 0.12, 0.12))
+    stars = tuple((f"{at} to {at + 1}", share, 0.25) for at, share in enumerate((0.05, 0.15, 0.3, 0.5), start=1))
+    features = (
+        watched("segment", state="not judged", lines=(), bars=(), not_judged="only 12 rows have a value"),
+        watched("rating_by_km"),
+        watched("last_rating", state="watch", lines=(mean,), bars=stars),
+        watched("city", state="alarm", lines=(spread, new), bars=cities, causes=(
+            DriftCause("segment", "segment 'south' of segment carries it: 92 % of the change is gone without it", 0.92),
+            DriftCause("run", "it began with run driver_stats-11, the first to read data/trips_south.parquet", 0.8),
+        )),
+        watched("records of driver_stats", entities=0, baseline_entities=0),
+        WatchedFeature(MATCHES, "ok", 4_200, lines=(ComparedLine("match_rate", 0.0, 0.001, "none of 4,200 differ"),)),
+    )  # fmt: skip
+    alarms = (MonitorAlarm("5e1f00c0ffee", "city", "jensen_shannon", spread.told, made_us - DAY_US),)
+    told = {
+        "state": "alarm", "start_us": made_us - DAY_US, "until_us": made_us, "baseline": "training set 'january'",
+        "rows": 4_200, "features": features, "alarms": alarms, "match_rate": 1.0, "models": ("eta_model",), **more,
+    }  # fmt: skip
+    return MonitorDocument(monitor, target, made_us=made_us, **told)
+
+
+def watched(name: str, **more: Any) -> WatchedFeature:
+    psi = ComparedLine("psi", 0.02, 0.22, "PSI 0.02, of which chance may be 0.02")
+    told = {"state": "ok", "rows": 4_200, "entities": 900, "baseline_rows": 12_000, "baseline_entities": 2_000}
+    return WatchedFeature(name, **{**told, "lines": (psi,), "bars": (("1 to 5", 0.9, 0.88), ("5", 0.1, 0.12)), **more})
 
 
 def statistics(run_id: str, made_us: int, rows: int, *, city_nulls: int) -> StatisticsDocument:
@@ -341,6 +411,9 @@ def fill_hostile(registry: Registry) -> None:
                            "allowed_lateness_us": 0},
         "push_source": {"batch_source": HTML},
         "request_source": {"schema": [{"name": HTML, "type": HTML, "description": HTML, "tags": {}, "default": None}]},
+        "monitor": {"target": ["feature_service", HTML], "baseline": {"training_set": HTML}, "window_us": 10**30,
+                    "checks": [{"kind": "drift", "features": [HTML], "psi": 10**400, "nulls": HTML},
+                               {"kind": HTML, HTML: HTML}]},
         HTML: {HTML: [HTML, {HTML: None}]},
     }  # fmt: skip
     records = [
@@ -371,6 +444,15 @@ def fill_hostile(registry: Registry) -> None:
     told = StatisticsDocument(1, 3, 3, (replace(column, distinct=10**400, mean=1.0),))
     ledger.append(HOSTILE, STATISTICS, f"{HTML}.1", asdict(told))  # what no float holds
     ledger.append(HOSTILE, RUN, HTML, asdict(replace(run(HTML, 2, 1), appended=10**400)))
+    line, shares = ComparedLine(HTML, -1e300, 1e300, HTML, True, True), ((HTML, 0.5, 0.25), (HTML, 1e300, 0.0))
+    named = WatchedFeature(
+        HTML, "alarm", -5, 2**62, lines=(line,), bars=shares, causes=(DriftCause(HTML, HTML, 1e300),)
+    )
+    odd = replace(named, name=f"records of {HTML}", bars=((HTML, -0.5, 1.0),), state="watch")
+    planted = MonitorDocument(HTML, HTML, "alarm", 2**62, -(2**62), 2**62, HTML, 7, (named, odd), models=(HTML,))
+    planted = replace(planted, alarms=(MonitorAlarm(HTML, HTML, HTML, HTML, -(2**62)),), match_rate=-1e300)
+    ledger.append(HOSTILE, MONITOR, HTML, asdict(replace(planted, rows=10**400)))
+    ledger.append(HOSTILE, MONITOR, HTML, asdict(planted))
     add_consumer(ledger, HOSTILE, Consumer(HTML, (HTML,), HTML, HTML))
     made = saved_set(HTML)
     certificate = {**made.certificate, "features": [HTML], "on_demand": {HTML: HTML}, "certified_at": HTML}

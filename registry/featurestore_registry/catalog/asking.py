@@ -9,6 +9,7 @@ from typing import TypeVar
 from featurestore_registry.auth import Role
 from featurestore_registry.catalog.activity import ViewActivity
 from featurestore_registry.catalog.addresses import project_address
+from featurestore_registry.catalog.findings import Findings
 from featurestore_registry.catalog.history import History
 from featurestore_registry.catalog.project import Project
 from featurestore_registry.catalog.site import Site
@@ -65,6 +66,14 @@ class Ask:
     def activity(self) -> Mapping[str, ViewActivity]:
         """How each view is."""
         return self.site.activity(self.project, self.state)
+
+    @property
+    def findings(self) -> Findings | None:
+        """What monitors found last; None where the registry that is asked tells it only to readers."""
+        try:
+            return self.site.findings(self.project, self.state)
+        except AuthError:
+            return None
 
     @property
     def history(self) -> History:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from featurestore_registry.catalog.words import brief, duration
+from featurestore_registry.catalog.words import brief, duration, instant, kind_name
 from featurestore_registry.records import Record
 
 MOST_LINES, MOST_LENGTH = 120, 500
@@ -20,8 +20,10 @@ _OF_NAMES = {
     "fields": "field",
     "join_keys": "join key",
     "tags": "tag",
+    "checks": "check",
 }
 """Parts whose own parts have names that people gave, and what one of them is called."""
+_INSTANTS = ("start_us", "end_us")
 _MISSING = object()
 
 
@@ -80,10 +82,17 @@ def _parts(value: Any) -> Mapping[str, Any] | None:
     if isinstance(value, Mapping):
         return value
     if isinstance(value, list | tuple) and value and all(isinstance(each, Mapping) for each in value):
-        names = [str(each.get("name") or next(iter(each.values()), "")) for each in value]
+        names = [_name_of(each) for each in value]
         if len(set(names)) == len(names):
             return dict(zip(names, value, strict=True))
     return None
+
+
+def _name_of(part: Mapping[str, Any]) -> str:
+    """Return what tells a part from its neighbours: its name, or its kind and what it is for."""
+    if not part.get("name") and isinstance(kind := part.get("kind") or part.get("rule"), str):
+        return " ".join([kind, _text("", part.get("features") or ())]).replace("_", " ").strip()
+    return str(part.get("name") or next(iter(part.values()), ""))
 
 
 def _said(part: str) -> str:
@@ -96,6 +105,10 @@ def _joined(what: str, name: str, part: str) -> str:
 
 
 def _text(name: str, value: Any) -> str:
+    if name in _INSTANTS and isinstance(value, int):
+        return f"{instant(value)} UTC"
+    if name == "target" and isinstance(value, list | tuple) and len(value) == 2:
+        return f"{kind_name(str(value[0]))} {value[1]}"
     if name.endswith(("_us", "windows_us")):
         values = value if isinstance(value, list | tuple) else [value]
         if all(each is None or isinstance(each, int) for each in values):

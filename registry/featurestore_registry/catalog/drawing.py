@@ -304,3 +304,47 @@ def _as_time(us: float) -> str:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2g} %"
+
+
+MOST_BESIDE = 20
+"""At most so many pairs of bars; neighbours are put together where there are more."""
+_MOST_LABEL = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Shares of a baseline, and of what is compared with it, as pairs of bars."""
+
+    width: int
+    height: int
+    before: str
+    after: str
+    low: str
+    high: str
+    text: str
+
+
+def beside(name: str, bars: Sequence[tuple[str, float, float]], width: int, height: int) -> Beside | None:
+    """Return pairs of bars (label, share before, share now); None where there are none that can be drawn."""
+    if not bars or not all(0 <= each < math.inf for _, *shares in bars for each in shares):
+        return None
+    size = -(-len(bars) // MOST_BESIDE)
+    groups = [bars[at : at + size] for at in range(0, len(bars), size)]
+    labels = [_label(group[0][0], group[-1][0] if len(group) > 1 else "") for group in groups]
+    shares = [(min(sum(each[1] for each in group), 1.0), min(sum(each[2] for each in group), 1.0)) for group in groups]
+    most = max(max(pair) for pair in shares) or 1.0
+    step = width / len(groups)
+    paths = ["", ""]
+    for at, pair in enumerate(shares):
+        for side, each in enumerate(pair):
+            if each > 0:
+                tall, left = max(each / most * height, 1.0), (at + (0.06, 0.5)[side]) * step
+                paths[side] += f"M{left:.1f} {height:g}v{-tall:.1f}h{0.42 * step:.1f}v{tall:.1f}z"
+    moved = sorted(range(len(shares)), key=lambda at: -abs(shares[at][1] - shares[at][0]))[:3]
+    told = "; ".join(f"{labels[at]}: {_percent(shares[at][1])}, before {_percent(shares[at][0])}" for at in moved)
+    text = f"Shares of the values of {name[:MOST_TEXT]}, the baseline beside the window. What moved most: {told}."
+    return Beside(width, height, paths[0], paths[1], labels[0], labels[-1], text)
+
+
+def _label(first: str, last: str) -> str:
+    return " … ".join(value(each[:_MOST_LABEL]) for each in (first, last) if each)

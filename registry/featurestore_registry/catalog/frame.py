@@ -16,6 +16,7 @@ import jinja2
 from featurestore_registry.catalog import drawing, words
 from featurestore_registry.catalog.activity import LABELS
 from featurestore_registry.catalog.addresses import address, project_address
+from featurestore_registry.catalog.findings import BADGES
 from featurestore_registry.catalog.navigation import nav_links
 
 _HERE = Path(__file__).parent
@@ -84,7 +85,7 @@ def _environment() -> jinja2.Environment:
     made.filters.update({name: getattr(words, name) for name in names})
     made.filters.update(us=words.to_us, pretty=_pretty, dedent=_dedented)
     made.filters.update(value=drawing.value, short=drawing.short, of_nulls=words.of_nulls)
-    made.globals.update(labels=LABELS, nav_links=nav_links)
+    made.globals.update(labels=LABELS, looks=BADGES, nav_links=nav_links)
     return made
 
 

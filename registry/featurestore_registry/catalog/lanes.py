@@ -21,6 +21,7 @@ LANES = {
     "feature_service": "Services",
     "training_set": "Training sets",
     "consumer": "Consumers",
+    "monitor": "Monitors",
     "": "Others",
 }
 """From what comes first."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from featurestore_registry.auth import Role
 from featurestore_registry.catalog.asking import Ask
 from featurestore_registry.catalog.words import kind_name
+from featurestore_registry.documents import MONITOR
 
 
 class Link(NamedTuple):
@@ -31,8 +32,13 @@ def nav_links(ask: Ask) -> list[list[Link]]:
         [link("Home")],
         [
             *([link("All features", "features", number=features)] if features else []),
-            *(link(kind_name(kind, 2).capitalize(), kind, number=kinds[kind]) for kind in kinds),
+            *(link(kind_name(kind, 2).capitalize(), kind, number=kinds[kind]) for kind in kinds if kind != MONITOR),
         ],
-        [link("Training sets", "training_set"), link("Consumers", "consumer"), link("Lineage", "lineage")],
+        [
+            link("Monitors", MONITOR, number=kinds.get(MONITOR)),
+            link("Training sets", "training_set"),
+            link("Consumers", "consumer"),
+            link("Lineage", "lineage"),
+        ],
         [link("Revisions", "revisions"), *([link("Audit log", "audit")] if ask.may(Role.ADMIN) else [])],
     ]

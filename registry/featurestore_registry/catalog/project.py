@@ -9,13 +9,14 @@ from functools import cached_property
 from types import MappingProxyType
 
 from featurestore_registry.catalog.reading import objects
+from featurestore_registry.documents import MONITOR
 from featurestore_registry.records import Chain, Record, RecordField, Revision
 
 VIEW, ON_DEMAND, SERVICE, ENTITY = "feature_view", "on_demand_feature_view", "feature_service", "entity"
 SOURCES = ("source", "push_source", "request_source")
 OFFERS_FEATURES = (VIEW, ON_DEMAND)
 """Kinds whose fields are features. Those of a service are features of its views."""
-ORDER = (VIEW, ON_DEMAND, SERVICE, ENTITY, *SOURCES)
+ORDER = (VIEW, ON_DEMAND, SERVICE, ENTITY, *SOURCES, MONITOR)
 """Kinds in the order in which pages list them; others come after them."""
 
 

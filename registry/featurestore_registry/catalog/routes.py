@@ -16,6 +16,7 @@ from featurestore_registry.catalog.pages import (
     ledgered,
     lineage,
     listing,
+    monitors,
     searching,
 )
 
@@ -47,6 +48,7 @@ ROUTES: tuple[Route, ...] = (
     Route("training_set/*", ledgered.training_set),
     Route("consumer", ledgered.consumer_list),
     Route("consumer/*", ledgered.consumer),
+    Route("monitor", monitors.monitor_list),
     Route("revisions", changes.revisions),
     Route("revision/*", changes.revision),
     Route("compare/*/*", changes.compared),

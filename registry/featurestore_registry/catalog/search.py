@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from featurestore_registry.catalog.project import OFFERS_FEATURES, ORDER, Project
 from featurestore_registry.catalog.words import MOST_ASKED, brief
+from featurestore_registry.documents import MONITOR
 from featurestore_registry.records import Record, RecordField
 
 PER_PAGE = 50
@@ -148,10 +149,15 @@ def _entries(record: Record) -> list[Entry]:
         brief(record.owner, MOST_ASKED),
         (),
         _tags(record.tags),
-        tuple(field.name for field in record.fields),
+        (*(field.name for field in record.fields), *_watched(record)),
     )
     offered = record.fields if record.kind in OFFERS_FEATURES else ()
     return [own, *(_feature(record, field) for field in offered)]
+
+
+def _watched(record: Record) -> tuple[str, ...]:
+    """Return what a monitor watches: whoever looks for a service finds its monitors."""
+    return tuple(key.partition(":")[2] for key in record.depends_on) if record.kind == MONITOR else ()
 
 
 def _feature(record: Record, field: RecordField) -> Entry:

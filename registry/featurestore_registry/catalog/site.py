@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from featurestore_registry.catalog.activity import ViewActivity, activity_of
+from featurestore_registry.catalog.findings import Finding, Findings, Past, read_findings, read_past
 from featurestore_registry.catalog.history import History, read_history
 from featurestore_registry.catalog.named import Named, read_named
 from featurestore_registry.catalog.project import Project
@@ -23,6 +24,8 @@ MOST_PROJECTS = 16
 """Projects whose definitions stay in memory; 500 views are about 15 MB."""
 
 MOST_SUMMARIES = 256
+MOST_PASTS = 64
+"""Monitors whose last states stay in memory."""
 
 Kept = TypeVar("Kept")
 
@@ -69,6 +72,8 @@ class Site:
         self._named = Newest[Named](most=4)
         self._lineages = Newest[Graph](most=4)
         self._figures = Newest[Figures](most=4)
+        self._findings = Newest[Findings](most=4)
+        self._pasts = Newest[Sequence[Past]](most=MOST_PASTS)
         self._summaries = Newest[Summary](most=MOST_SUMMARIES)
 
     def summary(self, name: str) -> tuple[Summary, State] | None:
@@ -123,6 +128,20 @@ class Site:
     def named(self, project: Project, state: State) -> Named:
         """Return the saved training sets and the consumers."""
         return self._named.get(project.name, state.ledger, lambda _: read_named(self.registry.ledger, project.name))
+
+    def findings(self, project: Project, state: State) -> Findings:
+        """Return what monitors found last."""
+        name, ledger = project.name, self.registry.ledger
+        return self._findings.get(name, state.ledger, lambda known: read_findings(ledger, name, known))
+
+    def past_findings(self, project: Project, monitor: str, finding: Finding) -> Sequence[Past]:
+        """Return the states that a monitor was in, oldest first."""
+        name, ledger = project.name, self.registry.ledger
+
+        def make(known: Sequence[Past] | None) -> Sequence[Past]:
+            return read_past(ledger, name, monitor, finding, known)
+
+        return self._pasts.get(f"{len(name)}.{name}.{monitor}", finding.version, make)
 
     def lineage(self, project: Project, state: State) -> Graph:
         """Return what everything comes from, and who uses it."""

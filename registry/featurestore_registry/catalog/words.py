@@ -24,6 +24,7 @@ _KINDS = {
     "request_source": ("request source", "request sources"),
     "training_set": ("training set", "training sets"),
     "consumer": ("consumer", "consumers"),
+    "monitor": ("monitor", "monitors"),
     "feature": ("feature", "features"),
     "column": ("column", "columns"),
 }

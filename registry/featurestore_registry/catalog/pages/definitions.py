@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from featurestore_registry.catalog.asking import Ask, NotThere
 from featurestore_registry.catalog.frame import Page
-from featurestore_registry.catalog.pages import data, services, views
+from featurestore_registry.catalog.pages import data, monitors, services, views
 from featurestore_registry.catalog.pages.shared import about
 from featurestore_registry.catalog.project import ENTITY, ON_DEMAND, SERVICE, SOURCES, VIEW
 from featurestore_registry.catalog.words import kind_name
+from featurestore_registry.documents import MONITOR
 from featurestore_registry.records import Record
 
 _OF_KIND: dict[str, Callable[[Ask, Record], Page]] = {
@@ -17,6 +18,7 @@ _OF_KIND: dict[str, Callable[[Ask, Record], Page]] = {
     ON_DEMAND: services.on_demand,
     SERVICE: services.service,
     ENTITY: data.entity,
+    MONITOR: monitors.monitor,
     **dict.fromkeys(SOURCES, data.source),
 }
 """The kinds that have a page of their own; `anything` shows the others."""

@@ -18,6 +18,7 @@ from featurestore_registry.catalog.pages.shared import (
     personal_of,
     why_hidden,
 )
+from featurestore_registry.catalog.pages.watching import watched_by
 from featurestore_registry.catalog.project import ON_DEMAND, SERVICE, features_of
 from featurestore_registry.catalog.reading import facts, objects
 from featurestore_registry.catalog.statistics import MOST_RUNS, Profile, column_of, in_training_sets, profile_of
@@ -49,6 +50,7 @@ def feature(ask: Ask, kind: str, view: str, name: str) -> Page:
         "feature.html",
         {
             **about(ask, record),
+            **watched_by(ask, record, name),
             "feature": found,
             "origins": origins(ask, found),
             "expected": _expected(record, name),

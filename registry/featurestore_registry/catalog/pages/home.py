@@ -5,7 +5,9 @@ from __future__ import annotations
 from featurestore_registry.catalog.activity import STATES
 from featurestore_registry.catalog.asking import Ask
 from featurestore_registry.catalog.frame import Page
+from featurestore_registry.catalog.pages.watching import wanting_monitors
 from featurestore_registry.catalog.project import ORDER
+from featurestore_registry.documents import MONITOR
 
 _MOST = 8
 
@@ -23,12 +25,17 @@ def home(ask: Ask) -> Page:
     runs = sorted((view.last for view in activity.values() if view.last), key=lambda run: -run.started_us)
     new = [touch for touch in touches if touch.what == "created" and touch.key in ask.project.records]
     changed = [touch for touch in touches if touch.what != "created"]
+    watched = wanting_monitors(ask)
     return Page(
         "home.html",
         {
             "by_state": by_state,
             "worries": worries[: 3 * _MOST],
             "worried": len(worries),
+            "watched": watched[: 2 * _MOST],
+            "watched_count": len(watched),
+            "monitors": len(ask.project.of_kind(MONITOR)),
+            "alarms": sum(finding.state == "alarm" for _, finding in watched),
             "new": new[:_MOST],
             "changed": changed[:_MOST],
             "more": (len(new) - _MOST, len(changed) - _MOST),

@@ -10,6 +10,7 @@ from featurestore_registry.catalog.frame import Page
 from featurestore_registry.catalog.pages.ledgered import readers_of
 from featurestore_registry.catalog.pages.shared import about, columns_of, parts_read
 from featurestore_registry.catalog.pages.views import feature_rows
+from featurestore_registry.catalog.pages.watching import watched_by
 from featurestore_registry.catalog.project import features_of
 from featurestore_registry.catalog.reading import objects, read
 from featurestore_registry.catalog.statistics import profile_of
@@ -36,6 +37,7 @@ def service(ask: Ask, record: Record) -> Page:
         "service.html",
         {
             **about(ask, record),
+            **watched_by(ask, record),
             "read_parts": shown,
             "total": len(parts),
             "names": max(MOST_NAMES // max(len(shown), 1), 4),
@@ -75,6 +77,7 @@ def on_demand(ask: Ask, record: Record) -> Page:
         "on_demand.html",
         {
             **about(ask, record),
+            **watched_by(ask, record),
             "read_parts": parts,
             "keys": keys,
             "brought": brought,

@@ -12,6 +12,7 @@ from featurestore_registry.catalog.drawing import SMALL, Bars, histogram, run_ba
 from featurestore_registry.catalog.frame import Page
 from featurestore_registry.catalog.pages.ledgered import readers_of
 from featurestore_registry.catalog.pages.shared import about, join_keys, personal_of, why_hidden
+from featurestore_registry.catalog.pages.watching import watched_by
 from featurestore_registry.catalog.project import SERVICE, VIEW, Feature, features_of
 from featurestore_registry.catalog.reading import objects, read
 from featurestore_registry.catalog.statistics import MOST_RUNS, InSet, Profile, in_training_sets, profile_of
@@ -63,6 +64,7 @@ def view(ask: Ask, record: Record) -> Page:
         {
             **about(ask, record),
             **readers_of(ask, services, [record.key]),
+            **watched_by(ask, record),
             "features": feature_rows(ask, record, profile, shown),
             "count": len(features),
             "page": page,
