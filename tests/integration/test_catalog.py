@@ -520,6 +520,7 @@ def test_documents_of_another_version_stop_no_page(tmp_path: Path) -> None:
                     "edges",
                     "consumer",
                     "training_set",
+                    "monitor",
                 ):
                     for entry in registry.ledger.scan(PROJECT, kind) or []:
                         registry.ledger.append(PROJECT, kind, entry.key, document)

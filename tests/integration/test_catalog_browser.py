@@ -85,7 +85,8 @@ PAGES = (
             "source/trips", "push_source/trips_live", "feature/feature_view/driver_stats/last_rating",
             "feature/feature_view/driver_stats/city", "training_set", "training_set/january", "consumer",
             "consumer/eta_model", "revisions", "revision/2", "compare/1/3", "history/feature_view/driver_stats",
-            "audit", "lineage", "lineage?of=driver_stats", "lineage?of=trips&down=9&columns=1",
+            "audit", "monitor", "monitor/ride_drift", "monitor/night_drift", "lineage", "lineage?of=driver_stats",
+            "lineage?of=trips&down=9&columns=1",
         )
     ),
     "/",
@@ -163,11 +164,12 @@ def test_lineage_is_followed_step_by_step_by_keyboard_and_by_mouse(opened: Open)
     drawing = page.locator("svg.lineage").first
     boxes = drawing.locator("a text:not(.under)")
     expect(boxes).to_have_text(
-        ["driver", "trips", "driver_stats", "ride_facts", "ride_eta_v1", "ride_eta_v2", "january"]
+        ["driver", "trips", "driver_stats", "ride_facts", "ride_eta_v1", "ride_eta_v2", "january", "stats_drift"]
     )
     page.get_by_role("link", name="more downstream").click()
-    expect(boxes).to_have_count(8)
-    expect(boxes.last).to_have_text("eta_model")
+    expect(boxes).to_have_count(10)
+    expect(boxes.nth(7)).to_have_text("eta_model")
+    expect(boxes.last).to_have_text(re.compile("_drift"))
     expect(page.get_by_text("Nothing more downstream")).to_be_visible()
     page.get_by_role("link", name="Show columns").click()
     expect(drawing.locator("a", has_text="last_rating").first).to_be_visible()
@@ -217,7 +219,7 @@ def test_the_keyboard_is_enough(opened: Open) -> None:
     expect(first).to_be_focused()
     assert first.evaluate("element => getComputedStyle(element).outlineStyle") == "solid"
     page.keyboard.press("Enter")
-    page.wait_for_url(re.compile("/feature_view/"))
+    page.wait_for_url(re.compile("/monitor/"))
     # Everything that can be reached by Tab shows that it is, and nothing holds the focus.
     seen = set()
     for _ in range(400):

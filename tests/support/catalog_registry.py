@@ -318,7 +318,7 @@ def finding(monitor: str, target: str, made_us: int, **more: Any) -> MonitorDocu
         watched("records of driver_stats", entities=0, baseline_entities=0),
         WatchedFeature(MATCHES, "ok", 4_200, lines=(ComparedLine("match_rate", 0.0, 0.001, "none of 4,200 differ"),)),
     )  # fmt: skip
-    alarms = (MonitorAlarm("5e1f00c0ffee", "city", "jensen_shannon", spread.told, made_us - DAY_US),)
+    alarms = (MonitorAlarm("5e1f00c0ffee", "city", "jensen_shannon", spread.told, made_us - DAY_US, made_us),)
     told = {
         "state": "alarm", "start_us": made_us - DAY_US, "until_us": made_us, "baseline": "training set 'january'",
         "rows": 4_200, "features": features, "alarms": alarms, "match_rate": 1.0, "models": ("eta_model",), **more,

@@ -9,13 +9,14 @@ from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from featurestore_registry.catalog.activity import ViewActivity, activity_of
-from featurestore_registry.catalog.findings import Finding, Findings, Past, read_findings, read_past
+from featurestore_registry.catalog.findings import Finding, Findings, Past, read_finding, read_findings, read_past
 from featurestore_registry.catalog.history import History, read_history
 from featurestore_registry.catalog.named import Named, read_named
 from featurestore_registry.catalog.project import Project
 from featurestore_registry.catalog.search import Index, entries_of
 from featurestore_registry.catalog.statistics import Figures, Shares, figures_of
 from featurestore_registry.catalog.words import to_us
+from featurestore_registry.documents import MonitorDocument
 from featurestore_registry.interface import RegistryReader
 from featurestore_registry.lineage.graph import Graph
 from featurestore_registry.records import State
@@ -73,6 +74,7 @@ class Site:
         self._lineages = Newest[Graph](most=4)
         self._figures = Newest[Figures](most=4)
         self._findings = Newest[Findings](most=4)
+        self._documents = Newest[MonitorDocument | None](most=4)
         self._pasts = Newest[Sequence[Past]](most=MOST_PASTS)
         self._summaries = Newest[Summary](most=MOST_SUMMARIES)
 
@@ -133,6 +135,11 @@ class Site:
         """Return what monitors found last."""
         name, ledger = project.name, self.registry.ledger
         return self._findings.get(name, state.ledger, lambda known: read_findings(ledger, name, known))
+
+    def finding(self, project: Project, monitor: str, version: int) -> MonitorDocument | None:
+        """Return the whole of what a monitor found last, as of a version: the last few stay in memory."""
+        make = partial(read_finding, self.registry.ledger, project.name, monitor)
+        return self._documents.get(f"{len(project.name)}.{project.name}.{monitor}", version, lambda _: make())
 
     def past_findings(self, project: Project, monitor: str, finding: Finding) -> Sequence[Past]:
         """Return the states that a monitor was in, oldest first."""

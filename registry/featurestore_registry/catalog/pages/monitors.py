@@ -17,7 +17,6 @@ from featurestore_registry.catalog.findings import (
     Finding,
     Past,
     line_name,
-    read_finding,
     too_far,
 )
 from featurestore_registry.catalog.frame import Page
@@ -76,8 +75,6 @@ class Alarm(NamedTuple):
     alarm: MonitorAlarm
     place: Place | None
     line: str
-    acted_us: int | None
-    sent_us: int | None
 
 
 class Box(NamedTuple):
@@ -158,7 +155,7 @@ def _found(ask: Ask, record: Record, finding: Finding) -> dict[str, object]:
     page, places = ask.page_number(), places_of(ask, record)
     document = None
     if finding.version:
-        document = ask.if_may(Role.READER, lambda: read_finding(ask.ledger, ask.project.name, record.name))
+        document = ask.if_may(Role.READER, lambda: ask.site.finding(ask.project, record.name, finding.version))
     if document is not None:
         features: Sequence[WatchedFeature] = document.features
     else:
@@ -195,8 +192,7 @@ def _alarms(document: MonitorDocument | None, places: dict[str, Place], most: in
         place = places.get(alarm.feature)
         if place is not None and place.is_hidden:
             alarm = replace(alarm, told="")
-        acted_us, sent_us = (getattr(alarm, name, 0) or None for name in ("acted_us", "sent_us"))
-        made.append(Alarm(alarm, place, line_name(alarm.line), acted_us, sent_us))
+        made.append(Alarm(alarm, place, line_name(alarm.line)))
     return made
 
 

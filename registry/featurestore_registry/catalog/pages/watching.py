@@ -182,7 +182,7 @@ def watched_by(ask: Ask, record: Record, feature: str = "") -> dict[str, object]
 
 def watchers_of(ask: Ask, record: Record, feature: str, findings: Findings | None) -> list[Watcher]:
     """Return the monitors that watch a service, a view or one of its features, the worst first."""
-    made = []
+    made, places_in = [], dict[str, dict[str, Place]]()
     for monitor in ask.project.of_kind(MONITOR):
         target = ask.project.find(*target_of(monitor))
         if target is None:
@@ -195,7 +195,9 @@ def watchers_of(ask: Ask, record: Record, feature: str, findings: Findings | Non
             continue
         if target is not record and record.key not in _reads(ask, target):
             continue
-        places = places_of(ask, monitor)
+        if target.key not in places_in:
+            places_in[target.key] = places_of(ask, monitor)
+        places = places_in[target.key]
         hidden = {name for name, place in places.items() if place.is_hidden}
         names = [name for name, each in places.items() if each.record is record and feature in ("", each.feature)]
         if watcher := _watcher(monitor, finding, names, feature, through):
