@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from featurestore.definitions import FeatureView
-from featurestore.quality.past import PUSH, PUSH_US, RELEASE, Arrival, Past
+from featurestore.quality.before import Change
+from featurestore.quality.past import PUSH, PUSH_US, RELEASE, RUN, Arrival, Past, Withdrawn
 from featurestore.quality.rows import Key, LogRow, LogRows
 from featurestore.served.hashing import NO_KEY, LogKey
 
@@ -48,7 +49,7 @@ class ServedRecord:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One served row of one view."""
+    """One served value of one view."""
 
     key: Key
     at_us: int
@@ -57,8 +58,10 @@ class Question:
     served: ServedRecord
     expected: LogRow | None
     """The row that should have been served."""
-    before: FeatureView | None
-    """The view as it was when it was served, where that is not as it is now."""
+    change: Change | None = None
+    """What of the view's definition changed since, as far as the value depends on it."""
+    remade: Callable[[Arrival], bool] = lambda arrival: arrival.origin == RUN
+    """Tells whether a commit's rows were made by another definition than the one that was served."""
 
 
 class Causes:
@@ -74,13 +77,13 @@ class Causes:
         if expected is not None and arrival is not None:
             is_same_event = served.event_us == expected.event_us
             if (found := on_its_way(arrival, asked.at_us, corrects=is_same_event)) is not None:
-                return found
+                return "definition" if found == "corrected" and is_redefined(asked, arrival) else found
         if served.event_us is not None and self._is_being_published(asked, served.event_us):
             return "publishing"
         if served.event_us is not None and (found := self._of_record(asked, served.event_us)) is not None:
             return found
-        if asked.before is not None:
-            return "ttl" if _differs_in_ttl(asked.before, self._view) else "definition"
+        if asked.change is not None and (asked.change.of == "definition" or self._is_of_ttl(asked, asked.change)):
+            return asked.change.of
         if served.event_us is not None and self._is_damaged(asked, served.event_us):
             return "damaged"
         return "clocks" if self._is_of_clocks(asked, arrival) else "unexplained"
@@ -88,13 +91,22 @@ class Causes:
     def _of_record(self, asked: Question, event_us: int) -> str | None:
         """Return why there was another record."""
         served = asked.served
-        if self._rows.same(asked.key, event_us, served.created_us):
-            return None
+        if same := self._rows.same(asked.key, event_us, served.created_us):
+            gone = [row.withdrawn for row in same if row.withdrawn is not None]
+            return next((found for each in gone if (found := leaving(each, asked.at_us)) is not None), None)
         if served.crc is not None and self._past.pushed.had(served.crc, asked.at_us, served.key):
             return "pushed online"
-        if any(gone.start_us <= event_us < gone.end_us for gone in self._past.withdrawals):
-            return "withdrawn"
-        return None if asked.before is not None else "in no commit"
+        lost = [each for each in self._rows.lost if each.start_us <= event_us < each.end_us]
+        if (found := next((found for each in lost if (found := leaving(each, asked.at_us))), None)) is not None:
+            return found
+        return None if asked.change is not None else "in no commit"
+
+    def _is_of_ttl(self, asked: Question, change: Change) -> bool:
+        """Tell whether a row had expired by the ttl of then and counts by that of now, or the other way round."""
+        rows = [asked.served.event_us, None if asked.expected is None else asked.expected.event_us]
+        ttls = [change.before.view.ttl_us, self._view.ttl_us]
+        counts = [[ttl is None or asked.at_us - ttl <= event_us for ttl in ttls] for event_us in rows if event_us]
+        return any(then != now for then, now in counts)
 
     def _is_being_published(self, asked: Question, event_us: int) -> bool:
         """Tell whether the served record went online in a publish that was under way."""
@@ -142,8 +154,18 @@ def is_under_way(arrival: Arrival, at_us: int) -> bool:
     return started_us is not None and started_us <= at_us and (finished_us is None or finished_us > at_us)
 
 
-def _differs_in_ttl(before: FeatureView, now: FeatureView) -> bool:
-    return before.ttl_us != now.ttl_us and before.replaced(ttl=now.ttl) == now
+def leaving(withdrawal: Withdrawn, at_us: int) -> str | None:
+    """Return why a row was served at an instant that a rebuild withdrew; None where it was offline by then."""
+    if withdrawal.at_us > at_us:
+        return "withdrawn"
+    started_us = withdrawal.started_us
+    is_begun = started_us is not None and started_us <= at_us
+    return None if withdrawal.offline_us <= at_us else "publishing" if is_begun else "not published"
+
+
+def is_redefined(asked: Question, arrival: Arrival) -> bool:
+    """Tell whether rows are others because another definition made them again."""
+    return asked.change is not None and asked.change.of == "definition" and asked.remade(arrival)
 
 
 def told(causes: Mapping[str, int]) -> dict[str, Any]:

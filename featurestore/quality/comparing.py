@@ -1,168 +1,121 @@
-"""The work of a comparison: what was served beside two answers of the offline store, and why they differ."""
+"""The work of a comparison: what was served beside two answers of the offline store."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.definitions import FeatureService, FeatureView
+from featurestore.definitions import FeatureService
+from featurestore.errors import IntervalError
 from featurestore.ledger.journal import catch_up_quietly
-from featurestore.quality.causes import Causes, Question, ServedRecord, told
-from featurestore.quality.entities import entity_columns
+from featurestore.offline.interface import DataFile
+from featurestore.quality.before import Before
+from featurestore.quality.causes import told
+from featurestore.quality.compared import Compared, Reading
+from featurestore.quality.entities import entity_columns, of_known_keys
+from featurestore.quality.held import Held
 from featurestore.quality.parity import FeatureParity, Parity
-from featurestore.quality.past import Past, read_past
-from featurestore.quality.rows import LogRows
-from featurestore.quality.windows import WindowEvents
+from featurestore.quality.past import read_past
+from featurestore.quality.reasons import Reasons, entity
+from featurestore.quality.rows import NONE
+from featurestore.quality.sameness import Bools, errors, same
+from featurestore.quality.then import Then, sequences
 from featurestore.registered.snapshot import Snapshot
-from featurestore.request.features import FeatureRequest, OnDemandRead, OutputColumn, ViewRead, resolve
+from featurestore.request.features import FeatureRequest, ViewRead, resolve
 from featurestore.request.on_demand import OnDemandFunction
-from featurestore.served.hashing import NO_KEY, keys_of
+from featurestore.request.personal import is_hidden
 from featurestore.served.keep import read_served
-from featurestore.served.shape import (
-    AT,
-    CODE,
-    CRC,
-    CREATED,
-    EVENT,
-    KEY,
-    KEY_ID,
-    REGISTRY_AHEAD,
-    REQUEST,
-    REQUEST_ID,
-    REVISION,
-    ROW,
-    SCHEMA,
-    STORE_AHEAD,
-    VALUE,
-    code_hash,
-    named_outputs,
-    view_column,
-)
-from featurestore.training.frames import TIME, EntityFrame, OwnColumns, check_frame, engine_column
+from featurestore.served.shape import AT, CODE, KEY, REQUEST, REVISION, STATUS, VALUE, named_outputs
+from featurestore.statuses import Status
+from featurestore.steps import step
+from featurestore.training.frames import TIME, EntityFrame, OwnColumns, check_frame
 from featurestore.training.joins import JoinedRows, PinnedRead, pin
 from featurestore.types.arrow import arrow_type
-from featurestore.types.values import ValueType
+from featurestore.types.times import to_rfc3339
 from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MOST_SHOWN, MOST_ENTITIES = 10_000, 10
-"""How many differences a report lists, and how many entities with the most of them."""
-NONE = -1
-Bools = npt.NDArray[np.bool_]
+MOST_ENTITIES = 10
+"""How many entities with the most differences a report names."""
 Int64s = npt.NDArray[np.int64]
 
 
 def parity(workspace: Workspace, service: str, start_us: int, end_us: int) -> Parity:
     """Compare what was served for a service in [start, end). See `FeatureStore.parity`."""
-    rows = read_served(workspace, service, start_us, end_us)
+    if start_us >= end_us:
+        raise IntervalError(
+            f"The span from {to_rfc3339(start_us)} to {to_rfc3339(end_us)} is empty.",
+            hint="Give a start that lies before the end; the start is part of the span, the end is not.",
+        )
+    served = read_served(workspace, service, start_us, end_us)
+    rows = of_known_keys(workspace, served)
     snapshot = workspace.snapshot()
     request = resolve(snapshot, snapshot.get(FeatureService, service), full_feature_names=True)
-    return _Comparison(workspace, snapshot, request, rows).result(service, start_us, end_us)
-
-
-@dataclass
-class _Read:
-    """One read of the comparison: which rows of its log answer, and what it takes to explain a difference."""
-
-    pinned: PinnedRead
-    past: Past
-    now: Int64s
-    """The ``fs_seq`` of each row's answer by what is known now, `NONE` where there is none."""
-    then: Int64s
-    """The same by what was online then."""
-    log: LogRows | None = None
-    events: WindowEvents | None = None
-
-    @property
-    def read(self) -> ViewRead:
-        return self.pinned.read
-
-    @property
-    def moved(self) -> Bools:
-        """The rows whose two answers are different rows of the log."""
-        moved: Bools = self.now != self.then
-        return moved
-
-    def value(self, sequence: int, place: int) -> Any:
-        """Return a stored value of a row of the log, None for no row."""
-        assert self.log is not None
-        return None if sequence == NONE else self.log.by_sequence[sequence].values[place]
-
-    def stored_place(self, feature: str) -> int:
-        """Return where a feature stands among the stored values."""
-        return [name for name, _ in self.read.registered.table_schema.stored].index(feature)
-
-
-@dataclass
-class _Output:
-    """One feature under comparison."""
-
-    name: str
-    column: OutputColumn
-    served: pa.Array
-    now: pa.Array
-    compared: Bools
-    differs_now: Bools
-    differs_then: Bools = field(default_factory=lambda: np.zeros(0, bool))
+    comparison = _Comparison(workspace, snapshot, request, rows, Before(workspace, snapshot, request, service))
+    return comparison.result(service, (start_us, end_us), other_secret=served.num_rows - rows.num_rows)
 
 
 class _Comparison:
     """One comparison under way."""
 
-    def __init__(self, workspace: Workspace, snapshot: Snapshot, request: FeatureRequest, rows: pa.Table) -> None:
-        self._workspace, self._snapshot, self._request, self._rows = workspace, snapshot, request, rows
+    def __init__(
+        self, workspace: Workspace, snapshot: Snapshot, request: FeatureRequest, rows: pa.Table, before: Before
+    ) -> None:
+        self._workspace, self._request, self._rows, self._before = workspace, request, rows, before
         self._at_us: Int64s = rows.column(AT).cast("int64").to_numpy()
-        self._before = _Before(workspace, snapshot, rows)
-        self._log_keys = keys_of(workspace)
-        self._shown: list[dict[str, Any]] = []
-        self._entities: Counter[str] = Counter()
-        self._causes: dict[tuple[int, int, bool], str] = {}
+        self._functions = [OnDemandFunction(snapshot, read.view) for read in request.on_demand]
+        self._not_served, self._not_recomputed = Counter[str](), Counter[str]()
 
-    def result(self, service: str, start_us: int, end_us: int) -> Parity:
+    def result(self, service: str, span: tuple[int, int], *, other_secret: int) -> Parity:
         """Return how the rows compare."""
-        frame = self._frame()
-        pins = self._pins()
-        catch_up_quietly(self._workspace, sorted({pinned.read.registered.table for pinned in pins}, key=str))
-        functions = [OnDemandFunction(self._snapshot, read.view) for read in self._request.on_demand]
-        joined = JoinedRows(
-            self._workspace.engine.joins, self._workspace.offline, functions, self._request, frame, pins
-        )
-        outputs = [*self._outputs(joined)]
-        chosen = joined.join.chosen() if pins else []
-        reads = [self._read(pinned, frame, now) for pinned, now in zip(pins, chosen, strict=True)]
-        self._fetch(reads, outputs, frame)
-        for output in outputs:
-            output.differs_then = self._differs_then(output, reads, functions)
-        causes_now, causes_then = Counter[str](), Counter[str]()
-        for output in outputs:
-            for row in np.flatnonzero(output.differs_now | output.differs_then).tolist():
-                self._explain(output, row, reads, causes_now, causes_then)
+        reads = [*self._readings()]
+        entities = entity_columns(self._workspace, self._request, self._rows, _files_of(reads))
+        frame = self._frame(entities)
+        with step("compare", f"compare what was served for {service}", total=len(frame)):
+            outputs = self._compared(frame, reads)
+            then = Then(self._workspace, self._request, self._functions, self._rows, frame, reads, outputs)
+            not_known = {each.name: then.compare(each) for each in outputs}
+        reasons = Reasons(self._workspace, self._request, self._functions, self._rows, self._before, then, reads, frame)
+        explained = reasons.of(outputs)
         return Parity(
             service,
-            start_us,
-            end_us,
+            *span,
             self._rows.num_rows,
             tuple(map(_figures, outputs)),
-            told(causes_now),
-            told(causes_then),
-            tuple(self._entities.most_common(MOST_ENTITIES)),
-            {each.name: int((~each.compared).sum()) for each in outputs if not each.compared.all()},
-            self._differences(),
+            told(explained.causes),
+            told(explained.causes_then),
+            self._worst(outputs),
+            dict(self._not_recomputed),
+            reasons.differences(explained),
+            not_served=dict(self._not_served),
+            not_known={name: count for name, count in not_known.items() if count},
+            other_secret=other_secret,
+            differing=sum(int(output.differs.sum()) for output in outputs),
+            not_explained=explained.left,
         )
 
-    def _frame(self) -> EntityFrame:
+    def _readings(self) -> Iterator[Reading]:
+        workspace, oldest_us = self._workspace, int(self._at_us.min(initial=self._workspace.clock()))
+        offline = workspace.offline
+        tables = {read.registered.table for read in self._request.reads}
+        catch_up_quietly(workspace, sorted(tables, key=str))
+        versions = {table: offline.current(table) for table in tables}
+        for read in self._request.reads:
+            pinned = pin(read, None, versions[read.registered.table])
+            past = read_past(workspace.registry.journal, offline, read.registered)
+            yield Reading(pinned, past, Held(offline, pinned, past, oldest_us))
+
+    def _frame(self, entities: dict[str, pa.Array]) -> EntityFrame:
         import pyarrow as pa
 
-        columns: dict[str, Any] = dict(entity_columns(self._workspace, self._request, self._rows))
-        columns[TIME] = self._rows.column(AT)
+        columns: dict[str, Any] = {**entities, TIME: self._rows.column(AT)}
         for name, request_field in self._request.request_fields.items():
             kept = REQUEST + name
             is_kept = kept in self._rows.column_names
@@ -170,287 +123,97 @@ class _Comparison:
             columns[name] = self._rows.column(kept) if is_kept else nulls
         return check_frame(OwnColumns("arrow", pa.table(columns)), self._request, TIME)
 
-    def _pins(self) -> tuple[PinnedRead, ...]:
-        offline = self._workspace.offline
-        versions = {read.view.name: offline.current(read.registered.table) for read in self._request.reads}
-        return tuple(pin(read, None, versions[read.view.name]) for read in self._request.reads)
+    def _compared(self, frame: EntityFrame, reads: Sequence[Reading]) -> list[Compared]:
+        """Return each feature beside what is known now; each read learns which rows of its log answer."""
+        import pyarrow as pa
 
-    def _outputs(self, joined: JoinedRows) -> Iterator[_Output]:
+        pins: tuple[PinnedRead, ...] = tuple(each.pinned for each in reads)
+        engine, offline = self._workspace.engine, self._workspace.offline
+        joined = JoinedRows(engine.joins, offline, self._functions, self._request, frame, pins)
+        now = pa.Table.from_batches(joined.batches(), joined.schema)
+        nothing = np.full(len(frame), NONE, np.int64)
+        for each, chosen in zip(reads, joined.join.chosen() if pins else (), strict=True):
+            each.now = nothing if chosen is None else sequences(chosen)
+        outputs = []
+        for place, (name, column) in enumerate(named_outputs(self._request).items()):
+            if is_hidden(self._request, column):
+                continue
+            expected = now.column(place).combine_chunks()
+            served = self._column(VALUE + name, expected.type).combine_chunks()
+            compared = self._comparable(name, is_on_demand=column.on_demand is not None)
+            differs = compared & ~same(served, expected, column.field.type)
+            outputs.append(Compared(name, column, served, expected, compared, differs, np.zeros(0, bool)))
+        return outputs
+
+    def _comparable(self, name: str, *, is_on_demand: bool) -> Bools:
+        """Return the rows in which a feature was served as it is made now; counts the others."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        now = pa.Table.from_batches(joined.batches(), joined.schema)
-        code = self._rows.column(CODE)
-        is_same_code = np.asarray(pc.equal(code, code_hash(self._request)).to_numpy(zero_copy_only=False), bool)
-        for place, (name, column) in enumerate(named_outputs(self._request).items()):
-            if VALUE + name not in self._rows.column_names:
-                continue  # personal
-            expected = now.column(place).combine_chunks()
-            served = self._rows.column(VALUE + name).combine_chunks().cast(expected.type)
-            compared = is_same_code if column.on_demand is not None else np.ones(len(served), bool)
-            differs = ~_same(served, expected, column.field.type) & compared
-            yield _Output(name, column, served, expected, compared, differs)
+        status = self._column(STATUS + name, pa.string())
+        is_served: Bools = status.is_valid().to_numpy().astype(bool)
+        is_kept = VALUE + name in self._rows.column_names
+        unkept = pc.equal(status, Status.PRESENT.name)
+        unkept = pc.and_(unkept, self._rows.column(VALUE + name).is_null()) if is_kept else unkept
+        is_unkept: Bools = pc.fill_null(unkept, False).to_numpy().astype(bool)
+        is_same = np.ones(len(is_served), bool)
+        for (revision, code), mine in self._kinds:
+            is_other = not is_on_demand and self._before.way(revision, name) not in (None, self._before.way_now(name))
+            if is_other or (is_unkept & mine).any():  # it was personal then: no value of that revision was kept
+                is_served[mine] = False
+            if is_on_demand and not self._before.is_same_code(revision, code, name):
+                is_same[mine] = False
+        if count := int((~is_served).sum()):
+            self._not_served[name] = count
+        if count := int((is_served & ~is_same).sum()):
+            self._not_recomputed[name] = count
+        return is_served & is_same
 
-    def _read(self, pinned: PinnedRead, frame: EntityFrame, chosen: pa.Array | None) -> _Read:
-        workspace, registered = self._workspace, pinned.read.registered
-        past = read_past(workspace.registry.journal, workspace.offline, registered)
-        if chosen is None:
-            nothing = np.full(len(frame), NONE, np.int64)
-            return _Read(pinned, past, nothing, nothing)
-        now = _sequences(chosen)
-        since = past.since()
-        if not since or max(instant for _, instant in since) <= self._at_us.min(initial=0):
-            return _Read(pinned, past, now, now)
-        then = _sequences(workspace.engine.joins.chosen(frame.keys, TIME, pinned.view_join(), since=since))
-        return _Read(pinned, past, now, then)
-
-    def _fetch(self, reads: Sequence[_Read], outputs: Sequence[_Output], frame: EntityFrame) -> None:
-        """Read the rows of the log that explain differences: of the entities of rows that differ."""
+    def _column(self, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+        """Return a column of the log, of nulls where no file has it."""
         import pyarrow as pa
 
-        differs = np.zeros(len(frame), bool)
+        if name in self._rows.column_names:
+            return self._rows.column(name).cast(kind)
+        return pa.chunked_array([pa.nulls(self._rows.num_rows, kind)])
+
+    @cached_property
+    def _kinds(self) -> list[tuple[tuple[str, str], Bools]]:
+        """The revisions and hashes of code that are in the log, and which rows have them."""
+        encoded = [self._rows.column(name).combine_chunks().dictionary_encode() for name in (REVISION, CODE)]
+        values = [each.dictionary.to_pylist() for each in encoded]
+        places = [each.indices.to_numpy() for each in encoded]
+        numbers = places[0] * np.int64(len(values[1])) + places[1]
+        return [
+            ((values[0][number // len(values[1])], values[1][number % len(values[1])]), numbers == number)
+            for number in np.unique(numbers).tolist()
+        ]
+
+    def _worst(self, outputs: Sequence[Compared]) -> tuple[tuple[str, int], ...]:
+        """Return the entities with the most differences."""
+        counts = np.zeros(self._rows.num_rows, np.int64)
         for output in outputs:
-            differs |= output.differs_now
-        moved = np.zeros(len(frame), bool)
-        for each in reads:
-            moved |= each.moved
-        rows = np.flatnonzero(differs | moved)
-        for each in reads:
-            view = each.read.view
-            keys = [
-                frame.keys.column(engine_column(column, view.join_keys[key])) for key, column in each.read.key_columns
-            ]
-            taken = [column.take(pa.array(rows)).combine_chunks() for column in keys]
-            if view.aggregations:
-                joins, offline = self._workspace.engine.joins, self._workspace.offline
-                each.events = WindowEvents(joins, offline, each.pinned, each.past, taken, self._at_us[rows])
-                continue
-            each.log = LogRows(
-                self._workspace.offline, each.read.registered, each.pinned.version, taken, self._at_us[rows]
-            )
-
-    def _differs_then(self, output: _Output, reads: Sequence[_Read], functions: Sequence[OnDemandFunction]) -> Bools:
-        """Return where a feature differs from what was online then."""
-        found = output.differs_now.copy()
-        column, kind = output.column, output.column.field.type
-        if column.read is not None:
-            each = reads[column.read]
-            if each.events is not None:
-                for row in np.flatnonzero(found).tolist():
-                    expected = each.events.then(column.field.name, self._key(each.read, row), int(self._at_us[row]))
-                    found[row] = not are_same(output.served[row].as_py(), expected, kind)
-                return found
-            place = each.stored_place(column.field.name)
-            for row in np.flatnonzero(each.moved).tolist():
-                expected = each.value(int(each.then[row]), place)
-                found[row] = not are_same(output.served[row].as_py(), expected, kind)
-            return found
-        assert column.on_demand is not None
-        read = self._request.on_demand[column.on_demand]
-        moved = np.zeros(len(found), bool)
-        for argument in read.inputs:
-            if argument.read is not None:
-                windowed = reads[argument.read].events is not None
-                moved |= found if windowed else reads[argument.read].moved
-        rows = np.flatnonzero(moved & output.compared)
-        if len(rows):
-            names = [each.name for each in read.view.features]
-            values = self._computed(read, functions[column.on_demand], reads, rows)[names.index(column.field.name)]
-            for row, expected in zip(rows.tolist(), values, strict=True):
-                found[row] = not are_same(output.served[row].as_py(), expected, kind)
-        return found
-
-    def _computed(
-        self, read: OnDemandRead, function: OnDemandFunction, reads: Sequence[_Read], rows: Int64s
-    ) -> list[list[Any]]:
-        """Return an on-demand view's features of some rows by what was online then."""
-        inputs: dict[str, list[Any]] = {}
-        for argument in read.inputs:
-            if argument.read is None:
-                column = REQUEST + argument.name
-                kept = self._rows.column(column).take(rows).to_pylist() if column in self._rows.column_names else None
-                inputs[argument.name] = [None] * len(rows) if kept is None else kept
-                continue
-            each = reads[argument.read]
-            if (events := each.events) is not None:
-                asked = [(self._key(each.read, row), int(self._at_us[row])) for row in rows.tolist()]
-                inputs[argument.name] = [events.then(argument.name, key, at_us) for key, at_us in asked]
-                continue
-            place = each.stored_place(argument.name)
-            inputs[argument.name] = [each.value(int(each.then[row]), place) for row in rows.tolist()]
-        return function.on_lists(inputs, len(rows))
-
-    def _explain(
-        self,
-        output: _Output,
-        row: int,
-        reads: Sequence[_Read],
-        causes_now: Counter[str],
-        causes_then: Counter[str],
-    ) -> None:
-        now = self._cause(output, row, reads, is_then=False) if output.differs_now[row] else None
-        then = self._cause(output, row, reads, is_then=True) if output.differs_then[row] else None
-        if now is not None:
-            causes_now[now] += 1
-        if then is not None:
-            causes_then[then] += 1
-        entity = self._entity(row)
-        self._entities[entity] += 1
-        if len(self._shown) < MOST_SHOWN:
-            self._shown.append(
-                {
-                    REQUEST_ID: self._rows.column(REQUEST_ID)[row].as_py(),
-                    ROW: self._rows.column(ROW)[row].as_py(),
-                    AT: self._rows.column(AT)[row].as_py(),
-                    "entity": entity,
-                    "feature": output.name,
-                    "served": str(output.served[row].as_py()),
-                    "now": str(output.now[row].as_py()),
-                    "cause": now or "",
-                    "cause_then": then or "",
-                }
-            )
-
-    def _cause(self, output: _Output, row: int, reads: Sequence[_Read], *, is_then: bool) -> str:
-        """Return the cause of a difference: of the read, or of the inputs the first that explains it."""
-        column = output.column
-        if column.read is not None:
-            asked = [column.read]
-        else:
-            assert column.on_demand is not None
-            inputs = self._request.on_demand[column.on_demand].inputs
-            asked = sorted({argument.read for argument in inputs if argument.read is not None})
-        found = set()
-        for place in asked:
-            asking = place, row, is_then  # all features of a read have one cause
-            if asking not in self._causes:
-                self._causes[asking] = self._cause_of_read(reads[place], row, is_then=is_then)
-            found.add(self._causes[asking])
-        return next(iter(told(dict.fromkeys(found, 1))), "unexplained")
-
-    def _cause_of_read(self, each: _Read, row: int, *, is_then: bool) -> str:
-        before = self._before.view(self._of(REVISION, row), each.read.view)
-        ahead = [self._of(name, row) for name in (REGISTRY_AHEAD, STORE_AHEAD)]
-        ahead_us = max((abs(each) for each in ahead if each is not None), default=0)
-        if each.events is not None:
-            at_us, key = int(self._at_us[row]), self._key(each.read, row)
-            return each.events.cause(key, at_us, ahead_us, before, is_then=is_then)
-        assert each.log is not None
-        sequence = int((each.then if is_then else each.now)[row])
-        served = ServedRecord(
-            self._instant(view_column(each.read, EVENT), row),
-            self._instant(view_column(each.read, CREATED), row),
-            self._of(view_column(each.read, CRC), row),
-            self._of(view_column(each.read, SCHEMA), row),
-            self._log_keys.of(self._of(KEY_ID, row)) or NO_KEY,
-        )
-        expected = None if sequence == NONE else each.log.by_sequence[sequence]
-        question = Question(self._key(each.read, row), int(self._at_us[row]), ahead_us, served, expected, before)
-        return Causes(each.read.view, each.past, each.log).of(question)
-
-    def _key(self, read: ViewRead, row: int) -> tuple[Any, ...]:
-        columns = dict(read.key_columns)
-        return tuple(self._keys[columns[key]][row].as_py() for key in read.view.join_keys)
-
-    @property
-    def _keys(self) -> dict[str, pa.Array]:
-        if not hasattr(self, "_known_keys"):
-            self._known_keys = entity_columns(self._workspace, self._request, self._rows)
-        return self._known_keys
-
-    def _entity(self, row: int) -> str:
-        return ", ".join(f"{name}={self._of(KEY + name, row)}" for name in self._request.key_types)
-
-    def _of(self, column: str, row: int) -> Any:
-        return self._rows.column(column)[row].as_py() if column in self._rows.column_names else None
-
-    def _instant(self, column: str, row: int) -> int | None:
-        if column not in self._rows.column_names:
-            return None
-        value = self._rows.column(column)[row].cast("int64").as_py()
-        return None if value is None else int(value)
-
-    def _differences(self) -> pa.Table:
-        import pyarrow as pa
-
-        text = pa.string()
-        names = [("entity", text), ("feature", text), ("served", text), ("now", text)]
-        head = [(REQUEST_ID, text), (ROW, pa.int32()), (AT, self._rows.schema.field(AT).type)]
-        schema = pa.schema([*head, *names, ("cause", text), ("cause_then", text)])
-        return pa.Table.from_pylist(self._shown, schema)
+            counts += output.differs
+        rows = np.flatnonzero(counts)
+        names = [name for name in self._request.key_types if KEY + name in self._rows.column_names]
+        keys = [self._rows.column(KEY + name).take(rows).to_pylist() for name in names]
+        found = Counter[tuple[Any, ...]]()
+        for key, count in zip(zip(*keys, strict=True), counts[rows].tolist(), strict=False):
+            found[key] += count
+        return tuple((entity(names, key), count) for key, count in found.most_common(MOST_ENTITIES))
 
 
-class _Before:
-    """The views as they were at earlier revisions."""
-
-    def __init__(self, workspace: Workspace, snapshot: Snapshot, rows: pa.Table) -> None:
-        self._workspace, self._now = workspace, snapshot
-        self._known: dict[str, Snapshot | None] = {snapshot.chain.head: snapshot}
-
-    def view(self, revision: str, view: FeatureView) -> FeatureView | None:
-        """Return a view as it was at a revision, None where it is the same now."""
-        if revision not in self._known:
-            hashes = self._now.chain.hashes
-            definitions = self._workspace.registry.definitions
-            is_known = revision in hashes
-            read = definitions.read(self._now.project, hashes.index(revision) + 1) if is_known else None
-            self._known[revision] = None if read is None else Snapshot.of(read)
-        found = self._known[revision]
-        before = None if found is None else found.views.get(view.name)
-        return None if before is None or before.view == view else before.view
+def _files_of(reads: Sequence[Reading]) -> Callable[[ViewRead], Iterable[DataFile]]:
+    by_name = {each.read.name: each.held for each in reads}
+    return lambda read: (file for _, file in by_name[read.name].files)
 
 
-def _sequences(chosen: pa.Array) -> Int64s:
-    import pyarrow.compute as pc
-
-    found: Int64s = pc.fill_null(chosen, NONE).to_numpy(zero_copy_only=False).astype(np.int64)
-    return found
-
-
-def _same(one: pa.Array, other: pa.Array, kind: ValueType) -> Bools:
-    """Return where two arrays hold the same values: nulls are, NaNs are."""
-    import pyarrow.compute as pc
-
-    if kind.item is not None:
-        pairs = zip(one.to_pylist(), other.to_pylist(), strict=True)
-        return np.array([are_same(a, b, kind) for a, b in pairs], bool)
-    same = pc.fill_null(pc.equal(one, other), False)
-    both = pc.and_(one.is_null(), other.is_null())
-    same = pc.or_(same, both)
-    if kind.name in ("Float32", "Float64"):
-        nans = pc.and_(pc.fill_null(pc.is_nan(one), False), pc.fill_null(pc.is_nan(other), False))
-        same = pc.or_(same, nans)
-    return np.asarray(same.to_numpy(zero_copy_only=False), bool)
-
-
-def are_same(one: Any, other: Any, kind: ValueType) -> bool:
-    """Tell whether two canonical values are the same: NaNs are."""
-    if isinstance(one, list) and isinstance(other, list):
-        assert kind.item is not None
-        item = kind.item
-        return len(one) == len(other) and all(are_same(a, b, item) for a, b in zip(one, other, strict=True))
-    if isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other):
-        return True
-    return bool(one == other)
-
-
-def _figures(output: _Output) -> FeatureParity:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    mean = greatest = None
-    kind = output.column.field.type
-    if kind.name in ("Int32", "Int64", "Float32", "Float64") or kind.precision is not None:
-        both = [each.cast(pa.float64(), safe=False) for each in (output.served, output.now)]  # long integers, too
-        errors = pc.abs(pc.subtract(*both)).filter(pa.array(output.compared))
-        errors = errors.filter(pc.fill_null(pc.is_finite(errors), False))
-        if len(errors):
-            mean, greatest = float(pc.mean(errors).as_py()), float(pc.max(errors).as_py())
+def _figures(output: Compared) -> FeatureParity:
+    apart = errors(output.served, output.now, output.column.field.type, output.compared)
     return FeatureParity(
         output.name,
         int(output.compared.sum()),
-        int((output.differs_then & output.compared).sum()),
+        int(output.differs_then.sum()),
         int(output.differs_now.sum()),
-        mean,
-        greatest,
+        *(apart or (None, None)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,22 @@ class Parity:
     differences: pa.Table
     """At most 10,000 of them: ``request_id``, ``row``, ``served_at``, ``entity``, ``feature``, ``served`` and ``now``
     as texts, ``cause`` and ``cause_then``, which are empty where that comparison finds none."""
+    not_served: Mapping[str, int] = field(default_factory=dict)
+    """Rows of each feature that were answered without it, without its value in the log, or by other join keys: they are
+    in no other figure."""
+    not_known: Mapping[str, int] = field(default_factory=dict)
+    """Rows of each feature that do not count as different from then, as what was online may be withdrawn and gone."""
+    other_secret: int = 0
+    """Rows that are not compared, because their join keys are hashed with another secret than the settings have."""
+    differing: int = 0
+    """Values that differ from one of the two, explained or not."""
+    not_explained: int = 0
+    """Differences beyond the first 50,000: they are counted, and nobody looked for their causes."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing could be compared."""
+        return not any(each.rows for each in self.features)
 
     @property
     def unexplained(self) -> int:
@@ -79,6 +95,10 @@ class Parity:
             "causes_then": dict(self.causes_then),
             "entities": [list(each) for each in self.entities],
             "not_recomputed": dict(self.not_recomputed),
+            "not_served": dict(self.not_served),
+            "not_known": dict(self.not_known),
+            "other_secret": self.other_secret,
+            "not_explained": self.not_explained,
             "unexplained": self.unexplained,
         }
 
@@ -103,8 +123,17 @@ class Parity:
         for than, causes in (("is known now", self.causes), ("was online then", self.causes_then)):
             for cause, count in causes.items():
                 yield f"{_differences(count)} from what {than}: {CAUSES[cause]}"
+        if self.not_explained:
+            yield f"{_differences(self.not_explained)} more were not explained: compare a shorter span"
         for feature, count in self.not_recomputed.items():
-            yield f"{feature}: {count:,} rows cannot be recomputed, because its code changed since"
+            yield f"{feature}: {_rows(count)} cannot be recomputed, because its code changed since"
+        for feature, count in self.not_served.items():
+            yield f"{feature}: {_rows(count, 'was', 'were')} not served then, or by other keys"
+        for feature, count in self.not_known.items():
+            yield f"{feature}: {_rows(count, 'was', 'were')} withdrawn since: what was online then is not known"
+        if self.other_secret:
+            told = _rows(self.other_secret, "is", "are")
+            yield f"{told} not compared: the join keys are hashed with another secret than the settings have"
         if self.entities:
             yield f"most differences: {', '.join(f'{visible(name)} ({count:,})' for name, count in self.entities)}"
 
@@ -123,6 +152,10 @@ def _share(part: int, whole: int) -> str:
     if not whole:
         return ""
     return "100 %" if part == whole else f"{min(part / whole, 0.9999):.2%}".replace("%", " %")
+
+
+def _rows(count: int, one: str = "", more: str = "") -> str:
+    return (f"1 row {one}" if count == 1 else f"{count:,} rows {more}").rstrip()
 
 
 def _differences(count: int) -> str:

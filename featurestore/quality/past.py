@@ -17,7 +17,7 @@ from featurestore.registered.snapshot import RegisteredView
 from featurestore.served.hashing import NO_KEY, LogKey
 from featurestore.types.times import MAX_INSTANT
 
-PUSH, RELEASE = "push", "release"
+PUSH, RELEASE, RUN = "push", "release", "run"
 PUSH_US = 5_000_000
 """How long after its commit a pushed row may be on its way online."""
 CRC_BYTES = 4
@@ -50,8 +50,20 @@ class Withdrawn:
     """A rebuild that withdrew rows."""
 
     at_us: int
+    """When it was committed."""
     start_us: int
+    """The span of event times in which it withdrew rows, without the end."""
     end_us: int
+    version: int = 0
+    """The commit: rows that left with it are in the version before."""
+    started_us: int | None = None
+    finished_us: int | None = None
+    """As in `Arrival`."""
+
+    @property
+    def offline_us(self) -> int:
+        """From when on its rows are expected online no more; never: `MAX_INSTANT`."""
+        return MAX_INSTANT if self.finished_us is None else self.finished_us
 
 
 class Past:
@@ -59,7 +71,7 @@ class Past:
 
     def __init__(self, arrivals: Sequence[Arrival], withdrawals: Sequence[Withdrawn], pushed: _PushedOnline) -> None:
         self.arrivals = sorted(arrivals, key=lambda each: each.first_sequence)
-        self.withdrawals = tuple(withdrawals)
+        self.withdrawals = tuple(sorted(withdrawals, key=lambda each: each.version))
         self.pushed = pushed
         self._firsts = np.array([each.first_sequence for each in self.arrivals], np.int64)
 
@@ -118,7 +130,8 @@ def read_past(journal: JournalReader, offline: OfflineReader, registered: Regist
     arrivals, withdrawals = list[Arrival](), list[Withdrawn]()
     for commit in commits_of(journal, registered):
         if commit.withdrawn and commit.rebuilt is not None and commit.at_us is not None:
-            withdrawals.append(Withdrawn(commit.at_us, *commit.rebuilt))
+            times = _on_its_way(commit.version, publishes)
+            withdrawals.append(Withdrawn(commit.at_us, *commit.rebuilt, commit.version, *times))
         if commit.first_sequence is not None and commit.origin != "merge":
             arrivals.append(_arrival(commit, publishes))
     pushed = _PushedOnline()
@@ -131,12 +144,17 @@ def read_past(journal: JournalReader, offline: OfflineReader, registered: Regist
 
 def _arrival(commit: JournaledCommit, publishes: Sequence[_Publish]) -> Arrival:
     assert commit.first_sequence is not None
-    covering = [each for each in publishes if each.until >= commit.version]
+    times = _on_its_way(commit.version, publishes)
+    return Arrival(commit.first_sequence, commit.version, commit.at_us, commit.origin, *times)
+
+
+def _on_its_way(version: int, publishes: Sequence[_Publish]) -> tuple[int | None, int | None]:
+    """Return when the first publish of a commit began, and when the first complete one was over."""
+    covering = [each for each in publishes if each.until >= version]
     done = [each for each in covering if each.finished_us is not None]
     first = min(done, key=lambda each: each.finished_us or 0, default=None)
     started_us = min((each.started_us for each in covering), default=None)
-    finished_us = None if first is None else first.finished_us
-    return Arrival(commit.first_sequence, commit.version, commit.at_us, commit.origin, started_us, finished_us)
+    return started_us, None if first is None else first.finished_us
 
 
 def _publishes(journal: JournalReader, registered: RegisteredView) -> list[_Publish]:

@@ -1,17 +1,20 @@
-"""Rows of a view's log, of few entities, read without an engine: what a difference is explained by."""
+"""Rows of a view's log, read without an engine: what a difference is explained by."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from featurestore.offline.interface import TableReader, TableVersion
+from featurestore.offline.interface import TableReader
 from featurestore.offline.reading import opened, read_groups
 from featurestore.online.records.codec import CRC_BYTES
 from featurestore.online.records.encoder import RecordEncoder
+from featurestore.quality.held import Held
+from featurestore.quality.past import Withdrawn
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.training.asked import Asked
 from featurestore.types import Int64, Timestamp
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Key = tuple[Any, ...]
+NONE = -1
+"""In place of an ``fs_seq``: no row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,56 +37,78 @@ class LogRow:
     created_us: int
     """The event time where there is none."""
     sequence: int
-    values: tuple[Any, ...]
-    """In the order of the view's stored fields."""
-    crc: int
-    """The checksum of its record."""
+    checksum: Callable[[], int]
+    """Makes its record, and returns the checksum of it."""
+    withdrawn: Withdrawn | None = None
+    """What withdrew it since."""
+
+    @property
+    def crc(self) -> int:
+        """The checksum of its record."""
+        return self.checksum()
 
 
 class LogRows:
-    """The row versions of some entities of a plain view."""
+    """The row versions of some entities of a plain view, withdrawn ones included."""
 
     def __init__(
         self,
         offline: TableReader,
         registered: RegisteredView,
-        version: TableVersion | None,
+        held: Held,
         keys: Sequence[pa.Array],
-        at_us: np.typing.NDArray[np.int64],
+        at_us: npt.NDArray[np.int64],
     ) -> None:
         """Read the rows of ``keys``, one column for each join key, that lie before one of the instants."""
         self.by_sequence: dict[int, LogRow] = {}
         self._by_key: dict[Key, list[LogRow]] = {}
-        encoder = RecordEncoder(registered.layout)
-        self.schema = encoder.schema_id.hex()
-        if version is None or not len(at_us):
+        self.lost: Sequence[Withdrawn] = held.lost
+        """Withdrawals whose rows may not be among these."""
+        self._encoder = RecordEncoder(registered.layout)
+        self.schema = self._encoder.schema_id.hex()
+        if not len(at_us):
             return
         oldest_us = np.full(len(at_us), np.iinfo(np.int64).min)
         asked = Asked([_chunked(column) for column in keys], at_us, oldest_us)
-        stored = registered.table_schema.stored
         names = list(registered.view.join_keys)
+        in_record = [names.index(name) for name, _ in registered.layout.join_keys]
         schema = arrow_schema(
-            {**registered.view.join_keys, EVENT: Timestamp, CREATED: Timestamp, SEQUENCE: Int64, **dict(stored)}
+            {
+                **registered.view.join_keys,
+                EVENT: Timestamp,
+                CREATED: Timestamp,
+                SEQUENCE: Int64,
+                **dict(registered.table_schema.stored),
+            }
         )
-        for file in version.files:
+        for withdrawn, file in held.files:
             with opened(offline, file) as parquet:
                 for group in range(parquet.num_row_groups):
                     table = read_groups(parquet, [group], schema)
                     event_us = table.column(EVENT).cast("int64").to_numpy()
                     places = asked.places(iter([table.column(name) for name in names]), event_us)
                     if len(places):
-                        self._take(table.take(places), names, [name for name, _ in stored], encoder)
+                        self._take(table.take(places), names, in_record, withdrawn)
 
-    def _take(self, table: pa.Table, names: Sequence[str], stored: Sequence[str], encoder: RecordEncoder) -> None:
+    def _take(
+        self, table: pa.Table, names: Sequence[str], in_record: Sequence[int], withdrawn: Withdrawn | None
+    ) -> None:
         events, createds = (table.column(name).cast("int64").to_pylist() for name in (EVENT, CREATED))
         keys = list(zip(*(table.column(name).to_pylist() for name in names), strict=True))
-        values = list(zip(*(table.column(name).to_pylist() for name in stored), strict=True)) or [()] * len(keys)
         sequences = table.column(SEQUENCE).to_pylist()
-        # In the order of the table: `encode_table` sorts by key.
-        for key, event_us, created_us, sequence, row in zip(keys, events, createds, sequences, values, strict=True):
-            record = encoder.write(key, event_us, created_us, row).record
-            created = event_us if created_us is None else created_us
-            made = LogRow(event_us, created, sequence, row, int.from_bytes(record[-CRC_BYTES:]))
+        stored = table.drop_columns([*names, EVENT, CREATED, SEQUENCE])
+        rows = enumerate(zip(keys, events, createds, sequences, strict=True))
+        for place, (key, event_us, created_us, sequence) in rows:
+            if sequence in self.by_sequence:  # files are read from the newest version on: it was there for longer
+                continue
+            written = [key[each] for each in in_record], event_us, created_us
+            made = LogRow(
+                event_us,
+                event_us if created_us is None else created_us,
+                sequence,
+                _checksum(self._encoder, written, stored, place),
+                withdrawn,
+            )
             self.by_sequence[sequence] = made
             self._by_key.setdefault(key, []).append(made)
 
@@ -90,6 +117,40 @@ class LogRows:
         created = event_us if created_us is None else created_us
         found = self._by_key.get(key, [])
         return [row for row in found if (row.event_us, row.created_us) == (event_us, created)]
+
+
+def _checksum(
+    encoder: RecordEncoder, written: tuple[list[Any], int, int | None], stored: pa.Table, place: int
+) -> Callable[[], int]:
+    def checksum() -> int:
+        values = [column[place].as_py() for column in stored.columns]
+        return int.from_bytes(encoder.write(*written, values).record[-CRC_BYTES:])
+
+    return checksum
+
+
+def stored_values(
+    offline: TableReader, registered: RegisteredView, held: Held, sequences: npt.NDArray[np.int64]
+) -> pa.Table:
+    """Return the stored fields of rows of the log by their ``fs_seq``, in the order given; nulls for `NONE`."""
+    import pyarrow as pa
+
+    wanted = np.unique(sequences[sequences != NONE])
+    schema = arrow_schema({SEQUENCE: Int64, **dict(registered.table_schema.stored)})
+    parts = [schema.empty_table()]
+    for _, file in held.files if len(wanted) else ():
+        with opened(offline, file) as parquet:
+            for group in range(parquet.num_row_groups):
+                numbers = parquet.read_row_group(group, columns=[SEQUENCE]).column(SEQUENCE).to_numpy()
+                places = np.flatnonzero(np.isin(numbers, wanted))
+                if len(places):
+                    parts.append(read_groups(parquet, [group], schema).take(pa.array(places)))
+    table = pa.concat_tables(parts)
+    found, first = np.unique(table.column(SEQUENCE).to_numpy(), return_index=True)
+    places = np.minimum(found.searchsorted(sequences), max(len(found) - 1, 0))
+    is_missing = np.ones(len(sequences), bool) if not len(found) else found[places] != sequences
+    picked = pa.array(first[places] if len(found) else np.zeros(len(sequences), np.int64), mask=is_missing)
+    return table.drop_columns(SEQUENCE).take(picked)
 
 
 def _chunked(column: pa.Array) -> pa.ChunkedArray:

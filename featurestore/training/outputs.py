@@ -15,8 +15,11 @@ _BEGINNINGS = (b"PAR1", b"")
 """How a file begins that may be overwritten: an earlier training set, or an empty file."""
 
 
-def check_output(workspace: Readers, path: str | Path, frame: str | Path | None = None) -> None:
-    """Raise InputError if writing a training set would destroy another kind of file, or feed the set to a source.
+def check_output(
+    workspace: Readers, path: str | Path, frame: str | Path | None = None, *, what: str = "a training set is"
+) -> None:
+    """Raise InputError if writing a training set, or ``what`` else, would destroy another kind of file, or
+    feed it to a source.
 
     ``frame`` is the file of the entity frame, if there is one. A new file and an earlier training set pass.
     """
@@ -26,11 +29,9 @@ def check_output(workspace: Readers, path: str | Path, frame: str | Path | None 
             f"{path} cannot be written: there is no folder {target.parent}.", hint="Make it, or write elsewhere."
         )
     places = _places(target)
-    what = _of_a_store(workspace, places) or _of_the_caller(target, frame) or _of_a_source(workspace, target, places)
-    if what is not None:
-        raise InputError(
-            f"{path} is {what}: a training set is not written there.", hint="Choose another path.", path=str(path)
-        )
+    there = _of_a_store(workspace, places) or _of_the_caller(target, frame) or _of_a_source(workspace, target, places)
+    if there is not None:
+        raise InputError(f"{path} is {there}: {what} not written there.", hint="Choose another path.", path=str(path))
 
 
 def _places(target: Path) -> set[Path]:

@@ -2,141 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from support.clock import ManualClock
-from support.serving import serving_here
+from support.parity import WINDOWS, World, causes
 
-from featurestore import FeatureStore
 from featurestore.materialization import materialize
 from featurestore.online.records.encoder import RecordEncoder
-from featurestore.quality.parity import Parity
-from featurestore.types.times import to_datetime, to_instant
-
-FEATURES = """
-from datetime import timedelta
-from featurestore import *
-from featurestore.types import Float64, Int64, String
-
-driver = Entity("driver", join_keys={"driver_id": Int64})
-rides_file = ParquetSource("rides_file", "data/rides", "at", "known")
-rides = PushSource("rides", rides_file)
-plain_file = ParquetSource("plain_file", "data/plain", "at")
-
-ratings = FeatureView(
-    "ratings", entities=[driver], source=rides, ttl=timedelta(days=7),
-    schema=[Field("rating", Float64), Field("trips", Int64)],
-)
-names = FeatureView("names", entities=[driver], source=plain_file, schema=[Field("name", String)])
-request = RequestSource("request", schema=[Field("km", Float64)])
-
-@on_demand_feature_view(sources=[ratings[["trips"]], request], schema=[Field("per_trip", Float64)])
-def per_trip(inputs):
-    return {"per_trip": [k / t if t else None for k, t in zip(inputs["km"], inputs["trips"])]}
-
-model = FeatureService("model", features=[ratings, names, per_trip], log=ServedLog(1.0, keys="KEYS"))
-"""
-START = "2024-03-01T00:00:00Z"
-HOUR = timedelta(hours=1)
-
-
-WINDOWS = """
-events_file = ParquetSource("events_file", "data/events", "at")
-events = PushSource("events", events_file)
-counts = FeatureView(
-    "counts", entities=[driver], source=events, event_id="id", schema=[Field("km", Float64), Field("id", String)],
-    aggregations=[Aggregation("km", "sum", [timedelta(hours=1), timedelta(days=1)]), Aggregation("*", "count", [None])],
-)
-@on_demand_feature_view(sources=[counts[["km_sum_1h"]]], schema=[Field("miles", Float64)])
-def miles(inputs):
-    return {"miles": [None if km is None else km * 0.621 for km in inputs["km_sum_1h"]]}
-
-model = FeatureService("model", features=[counts, names, miles], log=ServedLog(1.0, keys="plain"))
-"""
-
-
-class World:
-    """A project, its clock, and a server that is asked now and then."""
-
-    def __init__(self, root: Path, keys: str = "plain", more: str = "") -> None:
-        self.root, self.clock, self.asked = root, ManualClock(START), 0
-        for folder in ("data/rides", "data/plain", "data/events"):
-            (root / folder).mkdir(parents=True)
-        (root / "feature_store.yaml").write_text("project: taxi\nserved: {secret: long and random text}\n")
-        (root / "features.py").write_text(FEATURES.replace("KEYS", keys) + more)
-        self.write("plain", "0", [(1, -24, "Ann"), (2, -24, "Bob"), (3, -24, "Cem")])
-        self.rides("0", [(1, -5, 4.5, 9), (2, -5, 3.5, 4), (3, -24 * 8, 5.0, 1)])
-        pd.DataFrame(self.trips([(1, -0.5, 2.0), (1, -5, 8.0), (2, -30, 4.0)])).to_parquet(
-            root / "data/events/0.parquet"
-        )
-        with self.store() as store:
-            store.apply()
-            store.materialize_incremental()
-
-    def store(self) -> FeatureStore:
-        return FeatureStore(self.root, clock=self.clock)
-
-    def at(self, hours: float) -> Any:
-        return to_datetime(self.clock()) + hours * HOUR
-
-    def write(self, kind: str, file: str, rows: Sequence[tuple[int, float, str]]) -> None:
-        frame = {"driver_id": [r[0] for r in rows], "at": [self.at(r[1]) for r in rows], "name": [r[2] for r in rows]}
-        pd.DataFrame(frame).to_parquet(self.root / f"data/{kind}/{file}.parquet")
-
-    def rides(self, file: str, rows: Sequence[tuple[int, float, float, int]]) -> None:
-        pd.DataFrame(self.columns(rows)).to_parquet(self.root / f"data/rides/{file}.parquet")
-
-    def columns(self, rows: Sequence[tuple[int, float, float, int]]) -> dict[str, list[Any]]:
-        return {
-            "driver_id": [r[0] for r in rows],
-            "at": [self.at(r[1]) for r in rows],
-            "known": [self.at(r[1]) for r in rows],
-            "rating": [r[2] for r in rows],
-            "trips": [r[3] for r in rows],
-        }
-
-    def trips(self, rows: Sequence[tuple[int, float, float]]) -> dict[str, list[Any]]:
-        at = [self.at(r[1]) for r in rows]
-        return {"driver_id": [r[0] for r in rows], "at": at, "km": [r[2] for r in rows], "id": [f"{r}" for r in rows]}
-
-    def serve(self, ids: Sequence[int | None] = (1, 2, 3, 4, None)) -> list[Any]:
-        """Ask the server; two minutes pass before and after."""
-        self.clock.advance(timedelta(minutes=2))
-        self.asked += 1
-        body = {
-            "feature_service": "model",
-            "entities": {"driver_id": list(ids)},
-            "request_data": {"km": [18.0] * len(ids)},
-        }
-        with serving_here(FeatureStore(self.root, clock=self.clock).workspace) as client:
-            answer = client.post("/v1/online-features", json=body, headers={"x-request-id": f"r{self.asked}"})
-        assert answer.status_code == 200, answer.text
-        self.clock.advance(timedelta(minutes=2))
-        rows: list[Any] = answer.json()["rows"]
-        return rows
-
-    def materialize(self) -> None:
-        with self.store() as store:
-            store.materialize_incremental()
-
-    def parity(self) -> Parity:
-        with self.store() as store:
-            return store.parity("model")
+from featurestore.types.times import to_instant
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path / "taxi")
-
-
-def causes(found: Parity) -> tuple[dict[str, int], dict[str, int]]:
-    assert found.unexplained == 0, str(found)
-    return dict(found.causes), dict(found.causes_then)
 
 
 @pytest.mark.parametrize("keys", ["plain", "hashed"])

@@ -9,10 +9,11 @@ import click
 from featurestore.cli.exits import EXIT_PENDING
 from featurestore.cli.instants import Moment, instant
 from featurestore.cli.output import Output, repo_command
-from featurestore.quality.parity import HEADS
+from featurestore.errors import NotFoundError
+from featurestore.quality.parity import HEADS, Parity
 from featurestore.store import FeatureStore
 from featurestore.training.outputs import check_output
-from featurestore.types.times import to_datetime
+from featurestore.types.times import to_datetime, to_short_rfc3339
 
 
 @click.command("parity")
@@ -20,7 +21,9 @@ from featurestore.types.times import to_datetime
 @click.option("--since", callback=instant, default="-1d", show_default=True, metavar="INSTANT", help="First instant.")
 @click.option("--until", callback=instant, metavar="INSTANT", help="Rows before it; default: now.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Parquet file for the differences.")
-@click.option("--check", is_flag=True, help="Exit with 3 where a difference is unexplained.")
+@click.option(
+    "--check", is_flag=True, help="Exit with 3 where a difference is unexplained, with 1 where there is nothing."
+)
 @repo_command
 def command(
     store: FeatureStore,
@@ -39,7 +42,7 @@ def command(
     import pyarrow.parquet as pq
 
     if out is not None:
-        check_output(store.workspace, out)
+        check_output(store.workspace, out, what="the differences are")
     clock = store.workspace.clock
     start, end = (None if given is None else to_datetime(given(clock)) for given in (since, until))
     found = store.parity(service, start, end)
@@ -50,6 +53,18 @@ def command(
         output.say(note)
     if out is not None:
         pq.write_table(found.differences, out, compression="zstd")
-        output.say(f"{found.differences.num_rows:,} differences written to {out}.")
-    if check and found.unexplained:
+        output.say(f"{_written(found)} written to {out}.")
+    if check and found.is_empty:
+        first, last = (to_short_rfc3339(at_us) for at_us in (found.start_us, found.end_us))
+        raise NotFoundError(
+            f"Nothing was served for {service!r} from {first} to {last} that can be compared.",
+            hint="Give another span, or see `fs served list`: does the service keep a log, and does a server run?",
+            name=service,
+        )
+    if check and (found.unexplained or found.not_explained):
         raise SystemExit(EXIT_PENDING)
+
+
+def _written(found: Parity) -> str:
+    written, differing = found.differences.num_rows, found.differing
+    return f"{written:,} differences" if written == differing else f"{written:,} of {differing:,} differences"

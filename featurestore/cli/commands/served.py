@@ -79,7 +79,7 @@ def export(
     """Write what was served for a service into one Parquet file."""
     import pyarrow.parquet as pq
 
-    check_output(store.workspace, out)
+    check_output(store.workspace, out, what="served rows are")
     clock = store.workspace.clock
     bounds = [None if given is None else to_datetime(given(clock)) for given in (since, until)]
     found = store.join_predictions(service, *bounds) if predictions else None
