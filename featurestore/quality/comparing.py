@@ -76,7 +76,7 @@ class _Comparison:
     def result(self, service: str, span: tuple[int, int], *, other_secret: int) -> Parity:
         """Return how the rows compare."""
         reads = [*self._readings()]
-        entities = entity_columns(self._workspace, self._request, self._rows, _files_of(reads))
+        entities = entity_columns(self._workspace, self._request, self._rows, files=_files_of(reads))
         frame = self._frame(entities)
         with step("compare", f"compare what was served for {service}", total=len(frame)):
             outputs = self._compared(frame, reads)
@@ -150,12 +150,19 @@ class _Comparison:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        status = self._column(STATUS + name, pa.string())
-        is_served: Bools = status.is_valid().to_numpy().astype(bool)
-        is_kept = VALUE + name in self._rows.column_names
-        unkept = pc.equal(status, Status.PRESENT.name)
-        unkept = pc.and_(unkept, self._rows.column(VALUE + name).is_null()) if is_kept else unkept
-        is_unkept: Bools = pc.fill_null(unkept, False).to_numpy().astype(bool)
+        status, values = (
+            self._rows.column(each + name) if each + name in self._rows.column_names else None
+            for each in (STATUS, VALUE)
+        )
+        is_served = np.full(self._rows.num_rows, status is not None)
+        is_unkept = np.zeros(len(is_served), bool)
+        if status is not None and status.null_count:
+            is_served = status.is_valid().to_numpy().astype(bool)
+        if status is not None and (values is None or values.null_count):
+            is_present = pc.fill_null(pc.equal(status.cast(pa.string()), Status.PRESENT.name), False)
+            is_unkept = (
+                (is_present if values is None else pc.and_(is_present, values.is_null())).to_numpy().astype(bool)
+            )
         is_same = np.ones(len(is_served), bool)
         for (revision, code), mine in self._kinds:
             is_other = not is_on_demand and self._before.way(revision, name) not in (None, self._before.way_now(name))

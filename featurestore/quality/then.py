@@ -17,6 +17,7 @@ from featurestore.request.on_demand import OnDemandFunction
 from featurestore.served.shape import AT, CREATED, EVENT, REQUEST, view_column
 from featurestore.training.frames import TIME, EntityFrame
 from featurestore.types.arrow import arrow_type, column_from_values
+from featurestore.types.times import MAX_INSTANT
 from featurestore.types.values import ValueType
 from featurestore.workspace import Readers
 
@@ -134,7 +135,7 @@ class Then:
 
         since, spans = each.past.since(), each.held.spans(each.pinned.view_join())
         newest_us = max((instant for _, instant in since), default=0)
-        if len(spans) == 1 and newest_us <= self.at_us.min(initial=0):
+        if len(spans) == 1 and newest_us <= self.at_us.min(initial=MAX_INSTANT):
             return each.now
         found = np.full(len(self.at_us), NONE, np.int64)
         for begin_us, end_us, join in spans:
