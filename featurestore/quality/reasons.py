@@ -185,7 +185,9 @@ class Reasons:
             self._then.key(place, row),
             int(self._then.at_us[row]),
             self._ahead_us(row),
-            ServedRecord(*(self._of(name, row) for name in names), self._log_keys.of(self._of(KEY_ID, row)) or NO_KEY),
+            ServedRecord(
+                *(self._of(name, row) for name in names), key=self._log_keys.of(self._of(KEY_ID, row)) or NO_KEY
+            ),
             None if sequence == NONE else log.by_sequence[sequence],
             change,
             self._remade(change, place, feature),
