@@ -181,11 +181,13 @@ class Reasons:
         each, log = self._reads[place], self._logs[place]
         sequence = int((each.then if is_then else each.now)[row])
         names = [view_column(each.read, name) for name in (EVENT, CREATED, CRC, SCHEMA)]
+        event_us, created_us, crc, schema = (self._of(name, row) for name in names)
+        log_key = self._log_keys.of(self._of(KEY_ID, row)) or NO_KEY
         question = Question(
             self._then.key(place, row),
             int(self._then.at_us[row]),
             self._ahead_us(row),
-            ServedRecord(
+            ServedRecord(event_us, created_us, crc, schema, log_key),
                 *(self._of(name, row) for name in names), key=self._log_keys.of(self._of(KEY_ID, row)) or NO_KEY
             ),
             None if sequence == NONE else log.by_sequence[sequence],
