@@ -188,8 +188,6 @@ class Reasons:
             int(self._then.at_us[row]),
             self._ahead_us(row),
             ServedRecord(event_us, created_us, crc, schema, log_key),
-                *(self._of(name, row) for name in names), key=self._log_keys.of(self._of(KEY_ID, row)) or NO_KEY
-            ),
             None if sequence == NONE else log.by_sequence[sequence],
             change,
             self._remade(change, place, feature),
