@@ -16,8 +16,9 @@ from featurestore.ledger.prepared import PreparedReader
 from featurestore.ledger.runs import RunResult
 from featurestore.ledger.watermarks import Watermark, merge, read_watermark, subtract
 from featurestore.materialization.jobs import materialize, materialize_incremental, succeeded
-from featurestore.plan import Plan
+from featurestore.plan import Plan, make_plan
 from featurestore.plan.applying import check_base, claim_generations
+from featurestore.project.loader import load_definitions
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached, step
 from featurestore.workspace import Readers, Workspace
@@ -49,6 +50,12 @@ def prepare(workspace: Workspace, plan: Plan) -> Sequence[RunResult]:
             runs += _fill(planned, planned.snapshot().registered(name), snapshot.views.get(name))
             running.advance()
     return runs
+
+
+def as_prepared(workspace: Workspace) -> Workspace:
+    """Return a workspace that takes the feature repo's definitions as applied, with generations that are prepared."""
+    plan = make_plan(workspace, load_definitions(workspace.root), partial=False, of_repo=True, prepare=True)
+    return workspace.as_if(plan.result(workspace.snapshot()))
 
 
 def _fill(planned: Workspace, new: RegisteredView, old: RegisteredView | None) -> Sequence[RunResult]:

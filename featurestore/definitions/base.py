@@ -216,20 +216,23 @@ class Field(Named):
             expect=as_tuple(expect),
         )
 
-    @model_validator(mode="wrap")
+    @model_validator(mode="before")
     @classmethod
-    def _coerce_default(cls, values: Any, build: Any) -> Field:
-        if isinstance(values, dict) and isinstance(values.get("type"), ValueType):
-            try:
-                values = {**values, "default": coerce(values["type"], values.get("default"))}
-            except ValueTypeError as error:
-                raise ValueError(f"default: {error.message.rstrip('.')}") from None
-        made: Field = build(values)
+    def _fit_to_type(cls, values: Any) -> Any:
+        # Before the model is made: what a validator returns instead of it would be thrown away by `__init__`.
+        if not isinstance(values, dict) or not isinstance(values.get("type"), ValueType):
+            return values
+        kind, expect = values["type"], values.get("expect", ())
         try:
-            fitted = tuple(rule.fitted(made.type) for rule in made.expect)
+            values = {**values, "default": coerce(kind, values.get("default"))}
+        except ValueTypeError as error:
+            raise ValueError(f"default: {error.message.rstrip('.')}") from None
+        if not isinstance(expect, tuple) or not all(isinstance(rule, FieldRule) for rule in expect):
+            return values  # the validator names what is none
+        try:
+            return {**values, "expect": tuple(rule.fitted(kind) for rule in expect)}
         except ValueError as error:
             raise ValueError(f"expect: {error}") from None
-        return made if fitted == made.expect else made.model_copy(update={"expect": fitted})
 
 
 def _check_schema(fields: tuple[Field, ...]) -> tuple[Field, ...]:

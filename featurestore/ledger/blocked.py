@@ -1,6 +1,6 @@
 """Runs that were blocked because their rows were not as expected, and which of them somebody accepted.
 
-Kinds ``blocked`` and ``accepted``; the key is the generation's.
+Kinds ``blocked`` and ``accepted``; the key is the generation's. The latter is written once the rows are committed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,20 @@ class BlockedRun:
     """What its rows are not like."""
 
 
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """Somebody's word that the rows of a blocked run are right."""
+
+    key: str
+    """The generation's."""
+    run: BlockedRun
+    reason: str
+    by: str
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.by})"
+
+
 def write_blocked(ledger: Ledger, project: str, key: str, run: BlockedRun) -> None:
     """Remember a run that was blocked."""
     ledger.append(project, BLOCKED, key, _document(asdict(run)))
@@ -44,17 +58,17 @@ def blocked_runs(ledger: LedgerReader, project: str) -> list[tuple[str, BlockedR
         return [(entry.key, msgspec.convert(entry.document, BlockedRun)) for entry in ledger.scan(project, BLOCKED)]
 
 
-def accept_rows(ledger: Ledger, project: str, key: str, run: BlockedRun, *, reason: str, by: str) -> None:
-    """Let the rows of a blocked run pass, once."""
-    ledger.append(project, ACCEPTED, key, {"run_id": run.run_id, "rows": run.rows, "reason": reason, "by": by})
+def write_accepted(ledger: Ledger, project: str, accepted: Acceptance) -> None:
+    """Remember that the rows of a blocked run are committed all the same, why, and who said so."""
+    run = accepted.run
+    document = {"run_id": run.run_id, "rows": run.rows, "reason": accepted.reason, "by": accepted.by}
+    ledger.append(project, ACCEPTED, accepted.key, document)
 
 
-def accepted_reason(ledger: LedgerReader, project: str, key: str, rows: str) -> str | None:
-    """Return why rows of a fingerprint may pass; None where nobody has accepted them."""
-    entry = ledger.latest(project, ACCEPTED, key)
-    if entry is None or entry.document.get("rows") != rows:
-        return None
-    return f"{entry.document['reason']} ({entry.document['by']})"
+def accepted_before(ledger: LedgerReader, project: str, key: str, run_id: str) -> str | None:
+    """Return with which reason, and by whom, the rows of a blocked run were accepted; None where they were not."""
+    found = (entry.document for entry in ledger.scan(project, ACCEPTED, key=key))
+    return next((f"{each['reason']} ({each['by']})" for each in found if each.get("run_id") == run_id), None)
 
 
 def _document(plain: dict[str, object]) -> Document:

@@ -45,6 +45,7 @@ class Published(PublishedDocument):
 
 
 _WHERE_THERE_ARE_ANY = ("unusable", "conflicts", "conflicts_in_source", "unmet", "accepted", "quarantined")
+_NOT_WRITTEN = ("examples", "blocked", "not_judged")
 COUNTS = tuple(field.name for field in fields(Published) if field.name != "wrong_type_keys")
 
 
@@ -56,6 +57,10 @@ class RunResult(RunDocument):
     examples: tuple[str, ...] = ()
     """Beside each part of `unmet`: the least and the greatest value that fails. It is not written: who may see runs may
     not see values."""
+    blocked: tuple[str, ...] = ()
+    """Of a dry run: what a run would be stopped by, having committed nothing. It is not written."""
+    not_judged: tuple[str, ...] = ()
+    """What of its rules could not be judged, and why. It is not written."""
 
     def __repr__(self) -> str:
         took = "" if self.duration_ms is None else f", {self.duration_ms / 1000:.1f} s"
@@ -93,6 +98,9 @@ class RunResult(RunDocument):
                 notes.append(f"not as expected: {told}{f' ({shown})' if shown else ''}")
             elif shown:
                 notes.append(f"{told}: {shown}")
+        if self.blocked:
+            notes.append("a run would be stopped by this, and would commit nothing")
+        notes += [f"not judged: {told}" for told in self.not_judged]
         if self.quarantined:
             rows = "1 row" if self.quarantined == 1 else f"{self.quarantined:,} rows"
             notes.append(f"set aside {rows}: `fs quarantine list {self.view}` shows why")
@@ -177,8 +185,7 @@ def record_end(ledger: Ledger, project: str, run: RunResult) -> None:
 def _document(run: RunResult) -> dict[str, Any]:
     """Return a run as it is written: without what few runs have, which earlier releases refuse."""
     written = {name: value for name, value in asdict(run).items() if value or name not in _WHERE_THERE_ARE_ANY}
-    del written["examples"]
-    return written
+    return {name: value for name, value in written.items() if name not in _NOT_WRITTEN}
 
 
 def runs(ledger: LedgerReader, project: str, view: str, *, now_us: int) -> list[RunResult]:

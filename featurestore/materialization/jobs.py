@@ -17,6 +17,7 @@ from featurestore_registry.documents import RunKind
 
 from featurestore.definitions import FeatureView
 from featurestore.errors import FeatureStoreError, IntervalError, MaterializationError, RegistryError
+from featurestore.ledger.blocked import Acceptance
 from featurestore.ledger.journal import Publishes
 from featurestore.ledger.leases import WAIT_SECONDS, holding
 from featurestore.ledger.runs import RunResult, Runs, record_end, record_start
@@ -43,13 +44,15 @@ def materialize(
     dry_run: bool = False,
     rebuild: bool = False,
     confirm: Confirm | None = None,
+    acceptance: Acceptance | None = None,
 ) -> list[RunResult]:
     """Bring source rows with event time in [start, end) into the offline log, and the newest online.
 
     ``rebuild`` withdraws the span's rows that came from the source and that it no longer holds, and pushed events of
     which it holds the id with other values, once ``confirm(view, rows)`` has returned True, and the rows of damaged
     files within the span: these are then read from the source again, pushed ones are lost. A dry run counts and writes
-    nothing. Raises IntervalError for a span that is empty or ends in the future, NotFoundError for an unknown view.
+    nothing. With ``acceptance`` the rows of a blocked run are committed, or none. Raises IntervalError for a span that
+    is empty or ends in the future, NotFoundError for an unknown view.
     """
     if start_us >= end_us:
         raise IntervalError(
@@ -67,7 +70,7 @@ def materialize(
         workspace,
         views,
         "rebuild" if rebuild else "interval",
-        lambda run: (run.count if dry_run else run.bring)(choose, withdraw),
+        lambda run: run.count(choose, withdraw) if dry_run else run.bring(choose, withdraw, acceptance),
         dry_run=dry_run,
     )
 
@@ -79,11 +82,12 @@ def materialize_incremental(
     *,
     dry_run: bool = False,
     wait_seconds: float = WAIT_SECONDS,
+    acceptance: Acceptance | None = None,
 ) -> list[RunResult]:
     """Bring rows before ``end_us`` (None: now) that no run has read, and late rows and corrections of the others.
 
-    ``wait_seconds`` is how long to wait for another run of a view. Raises IntervalError for an end in the future,
-    NotFoundError for an unknown view.
+    ``wait_seconds`` is how long to wait for another run of a view; ``acceptance`` as for `materialize`. Raises
+    IntervalError for an end in the future, NotFoundError for an unknown view.
     """
     now_us = workspace.clock()
     until_us = now_us if end_us is None else end_us
@@ -96,7 +100,7 @@ def materialize_incremental(
         workspace,
         views,
         "incremental",
-        lambda run: (run.count if dry_run else run.bring)(choose),
+        lambda run: run.count(choose) if dry_run else run.bring(choose, acceptance=acceptance),
         dry_run=dry_run,
         wait_seconds=wait_seconds,
     )

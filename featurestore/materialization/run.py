@@ -22,6 +22,7 @@ from featurestore.errors import (
     MaterializationError,
     OnlineStoreUnavailableError,
 )
+from featurestore.ledger.blocked import Acceptance, write_accepted
 from featurestore.ledger.commits import (
     REBUILT,
     RUN,
@@ -35,6 +36,7 @@ from featurestore.ledger.journal import Publishes
 from featurestore.ledger.runs import RunResult
 from featurestore.ledger.unread import Unread, read_unread, write_unread
 from featurestore.ledger.watermarks import Watermark, read_watermark, write_watermark
+from featurestore.materialization.expecting import check_acceptance
 from featurestore.materialization.prepared import (
     Prepared,
     Rebuild,
@@ -95,13 +97,18 @@ class ViewRun:
         self.added: Added | None = None
         """What came into the log, if anything did."""
         self.watermark = read_watermark(workspace.ledger, registered)
+        self._acceptance: Acceptance | None = None
 
-    def bring(self, choose: ChooseSpans, rebuild: Rebuild | None = None) -> None:
+    def bring(self, choose: ChooseSpans, rebuild: Rebuild | None = None, acceptance: Acceptance | None = None) -> None:
         """Bring source rows into the log and online; first publishes rows that an earlier run left unpublished.
 
-        Raises MismatchError, having changed nothing, where the stores do not belong to what is applied.
+        With ``acceptance`` the rows are those of a blocked run, or nothing is committed. Raises MismatchError, having
+        changed nothing, where the stores do not belong to what is applied.
         """
         self._compare()
+        if acceptance is not None:
+            check_acceptance(self.workspace, self.registered, acceptance)
+            self._acceptance = acceptance
         if not self._damaged(rebuild, self._current()):  # damaged files must go before anything is published
             self.publish_pending()
         self._finish_releases()
@@ -114,6 +121,8 @@ class ViewRun:
         if version is not None:
             bind_tables(self.workspace.offline, registered)  # an earlier release's tables, with nothing to commit
             remember_commit(ledger, registered, KnownCommit(version.number, version.identity))
+        if acceptance is not None:
+            write_accepted(ledger, self.workspace.project, acceptance)
         reached(REMEMBERED)
         self._write(advance(self.watermark, registered.view, to_read, staged, version, self.result.started_us))
         write_unread(
@@ -167,9 +176,10 @@ class ViewRun:
             withdrawal = self._withdraw(rebuild, sound, Path(folder))
             first = 0 if version is None else version.next_sequence
             staged = self._stage(to_read, left(sound, withdrawal), Path(folder), first)
+            self.result = replace(self.result, intervals=to_read.intervals)
             self.result, staged = judge(self.workspace, self.registered, self.result, staged, Path(folder))
         counted = Prepared(staged, withdrawal, damaged, version, first_sequence=0)
-        self.result = counted_in(replace(self.result, intervals=to_read.intervals), counted, version)
+        self.result = counted_in(self.result, counted, version)
 
     def publish_pending(self) -> None:
         """Publish rows that are committed but not published yet, according to the online store itself."""
@@ -332,6 +342,7 @@ class ViewRun:
             ready.staged,
             folder,
             lambda told: setattr(self, "result", told),
+            self._acceptance,
         )
         return replace(ready, staged=staged)
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from featurestore.engine.checks import SplitRows, rules_of_single_rows
 from featurestore.engine.interface import StagedRows
+from featurestore.ledger.blocked import Acceptance
 from featurestore.ledger.commits import bind_tables
 from featurestore.ledger.runs import RunResult
-from featurestore.materialization.expecting import accepted, checked
+from featurestore.materialization.expecting import accepted, checked, other_rows
 from featurestore.quarantine.files import blobs_of, ids_of, reader_of, write
 from featurestore.quarantine.held import known_ids
 from featurestore.registered.snapshot import RegisteredView
@@ -35,15 +36,18 @@ def judge(
     staged: StagedRows,
     folder: Path,
     note: Callable[[RunResult], None] = lambda result: None,
+    acceptance: Acceptance | None = None,
 ) -> tuple[RunResult, StagedRows]:
     """Return a run's result and the rows that it may commit; those that fail are set aside where the view says so.
 
     Rows that were set aside before, released and dropped ones too, are neither judged nor committed: they count as
     unchanged. ``folder`` is where files are written; those of ``staged`` that are not used any more are removed.
-    ``note`` is told the result before it raises ExpectationError, where nothing may be committed. Raises
-    DamagedFileError for a file of the quarantine.
+    ``note`` is told the result before it raises ExpectationError, where nothing may be committed; ``acceptance`` lets
+    rows pass that were blocked. Raises DamagedFileError for a file of the quarantine.
     """
     if not staged.paths:
+        if acceptance is not None:
+            raise other_rows(registered.view.name)
         return result, staged
     view, files = registered.view, [str(path) for path in staged.paths]
     reader, first_us = reader_of(workspace.offline, registered.table), staged.min_event_us
@@ -54,7 +58,7 @@ def judge(
         judged = files if parts is None else [str(path) for path in (*parts.paths, parts.failing) if path is not None]
         found = checked(workspace, registered, result, judged)
         note(found.result)
-        result = accepted(workspace, registered, found, judged)
+        result = accepted(workspace, registered, found, judged, acceptance)
         if parts is None and found.has_failing_rows and view.on_failure == "quarantine":
             none = ids_of(reader, registered.table, [])
             parts = _split(workspace, registered, files, none, folder)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from featurestore.materialization import RunResult
     from featurestore.materialization.deciding import Dropped
     from featurestore.materialization.deciding import Forgotten as ForgottenRows
+    from featurestore.materialization.prepared import Confirm
     from featurestore.quality.parity import Parity
     from featurestore.quality.report import MonitorResult
     from featurestore.served.forgetting import Forgotten
@@ -29,16 +30,19 @@ class Observing:
         """The wired project that the use cases receive."""
         raise NotImplementedError
 
-    def accept(self, run_id: str, reason: str) -> RunResult:
+    def accept(self, run_id: str, reason: str, *, confirm: Confirm | None = None) -> RunResult:
         """Commit the rows of a run that was blocked because they are not as expected.
 
-        The run is made again, and committed if its rows are the very same. Raises NotFoundError for a run that is not
-        the newest blocked one of its view, InputError without a reason, and MaterializationError where the source or
-        the definition changed since.
+        The run is made again, and committed if its rows are the very same. ``confirm(view, rows)`` is asked before a
+        rebuild withdraws rows; without it such a run is refused. A run that blocked ``apply(prepare=True)`` fills the
+        generation that is prepared, where the feature repo still says so; then apply again. Raises NotFoundError for
+        a run that is not the newest blocked one of its view, InputError without a reason, and MaterializationError,
+        having committed nothing, for other rows, changed expectations, and a run that was accepted before.
         """
         from featurestore.materialization.accepting import accept
+        from featurestore.prepare import as_prepared
 
-        return accept(self.workspace, run_id, reason)
+        return accept(self.workspace, run_id, reason, confirm=confirm, prepared=lambda: as_prepared(self.workspace))
 
     def quarantined(self, view: str | FeatureView, generation: int | None = None) -> pa.Table:
         """Return the rows of a view that are set aside and that nobody released or dropped, as an Arrow table.

@@ -55,7 +55,7 @@ def command(
     elif start is not None:
         now = workspace.clock
         span = start(now), now() if end is None else end(now)
-        confirm = (lambda view, rows: True) if yes else _ask
+        confirm = (lambda view, rows: True) if yes else ask
         results = materialize(workspace, *span, wanted, dry_run=dry_run, rebuild=rebuild, confirm=confirm)
     else:
         results = materialize_incremental(workspace, None, wanted, dry_run=dry_run)
@@ -75,7 +75,8 @@ def _check(start: Moment | None, *, rebuild: bool, again: bool, authoritative: b
         raise click.UsageError("--republish takes neither START and END nor --dry-run.")
 
 
-def _ask(view: str, rows: int) -> bool:
+def ask(view: str, rows: int) -> bool:
+    """Ask whether a rebuild may withdraw rows; raises UsageError where there is no terminal."""
     return confirmed(
         f"Withdraw {rows:,} rows of {view} that the source no longer holds as they were, or that a damaged file held?",
         f"{rows:,} rows of {view} would be withdrawn and nobody can be asked: pass --yes.",
