@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from datetime import timedelta
 from typing import Any, ClassVar, Literal
 
@@ -11,9 +11,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from featurestore.errors import DefinitionError, ValueTypeError
 from featurestore.types import ValueType
+from featurestore.types.times import span_text
 from featurestore.types.values import coerce
 
 OnFailure = Literal["warn", "block", "quarantine"]
+_SHOWN = 8
+"""At most so many values of a list are told to people."""
 _ORDERED = ("Int32", "Int64", "Float32", "Float64", "Timestamp", "Date")
 
 
@@ -79,8 +82,8 @@ class Between(FieldRule):
         if kind.name not in _ORDERED and kind.precision is None:
             raise ValueError(f"Between is for numbers and times, not for {kind}")
         least, greatest = _values((self.least, self.greatest), kind)
-        if any(isinstance(end, float) and math.isnan(end) for end in (least, greatest)):
-            raise ValueError("Between: NaN is no bound")
+        if any(isinstance(end, float) and not math.isfinite(end) for end in (least, greatest)):
+            raise ValueError("Between: NaN and infinities are no bounds; None, or leaving it out, leaves an end open")
         if least is not None and greatest is not None and least > greatest:
             raise ValueError(f"Between: {least} is greater than {greatest}")
         return Between(least, greatest)
@@ -117,7 +120,11 @@ class OneOf(FieldRule):
     values: tuple[Any, ...]
 
     def __init__(self, values: Iterable[Any]) -> None:
-        self._fill(values=(values,) if isinstance(values, str) else tuple(values))
+        given: Any = (values,) if isinstance(values, str) else values
+        if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping):
+            raise DefinitionError(f"OneOf: must be a list of values, not {given!r}.", hint="Write OneOf([1, 2]).")
+        # A set has another order in each process, and the registry would see another rule.
+        self._fill(values=_in_order(given) if isinstance(given, Set) else tuple(given))
 
     @field_validator("values")
     @classmethod
@@ -128,6 +135,12 @@ class OneOf(FieldRule):
 
     def __repr__(self) -> str:
         return f"OneOf([{', '.join(map(repr, self.values))}])"
+
+    def __str__(self) -> str:
+        if len(self.values) <= _SHOWN:
+            return repr(self)
+        shown = ", ".join(map(repr, self.values[:_SHOWN]))
+        return f"OneOf([{shown}, ...]: {len(self.values):,} values)"
 
     def fitted(self, kind: ValueType) -> OneOf:
         """Return it with values of the type."""
@@ -148,6 +161,11 @@ class Matches(FieldRule):
 
     def __repr__(self) -> str:
         return f"Matches({self.pattern!r})"
+
+    @property
+    def whole(self) -> str:
+        """The pattern as one that finds whole texts only, for a function of Arrow that finds it anywhere."""
+        return rf"\A(?:{self.pattern})\z"
 
     def fitted(self, kind: ValueType) -> Matches:
         """Return it as it is."""
@@ -205,6 +223,9 @@ class Fresh(ViewRule):
     def __repr__(self) -> str:
         return f"Fresh(within={repr(self.within).removeprefix('datetime.')})"
 
+    def __str__(self) -> str:
+        return f"Fresh(within={span_text(self.within)})"
+
 
 class Rows(ViewRule):
     """A run brings enough rows, and about as many as runs of its kind and span did: the median of seven before it.
@@ -219,7 +240,8 @@ class Rows(ViewRule):
     """As a share of the median: 0.5 allows half as many to half as many again."""
 
     def __init__(self, at_least: int | None = None, *, change_at_most: float | None = None) -> None:
-        self._fill(at_least=at_least, change_at_most=None if change_at_most is None else float(change_at_most))
+        change: Any = change_at_most  # whole numbers are floats here, texts and truths are none
+        self._fill(at_least=at_least, change_at_most=float(change) if type(change) is int else change)
 
     @model_validator(mode="after")
     def _check(self) -> Rows:
@@ -273,6 +295,13 @@ def _share(name: str, given: Any) -> Any:
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:
         raise DefinitionError(f"{name}: must be a share from 0 to 1, not {given!r}.")
     return float(given)
+
+
+def _in_order(values: Set[Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(sorted(values))
+    except TypeError:  # no order between values of different kinds, which a field refuses soon
+        return tuple(sorted(values, key=repr))
 
 
 def _values(values: Iterable[Any], kind: ValueType) -> tuple[Any, ...]:

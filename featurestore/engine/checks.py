@@ -12,7 +12,7 @@ from featurestore.definitions import FeatureView
 from featurestore.definitions.expectations import FieldRule, NotNull, Share
 from featurestore.types import Timestamp, ValueType
 from featurestore.types.arrow import arrow_schema
-from featurestore.types.columns import EVENT
+from featurestore.types.columns import CREATED, EVENT
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +31,8 @@ class Failures:
     least: Any = None
     """The least and the greatest value that fails, of rules with an order or a text."""
     greatest: Any = None
+    broken: int = 0
+    """Rows of which a condition cannot be computed, such as a text that is to be a number: neither true nor false."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +72,15 @@ class Checks(ABC):
         types: Mapping[str, ValueType],
         rows: Sequence[str] | pa.Table,
         rules: Sequence[tuple[str | None, RowRule]],
+        *,
+        times: Mapping[str, str] | None = None,
     ) -> CheckedRows:
         """Check files of a view's table, or a table, against rules of columns and shares, by one query.
 
-        ``name`` is what messages call the rows, ``types`` those of the columns that rules are about. A column that is
-        not there is null. Raises SourceSchemaError naming a condition or pattern that does not work, DamagedFileError
-        and EngineError.
+        ``name`` is what messages call the rows, ``types`` those of the columns that rules are about, ``times`` further
+        names of columns of the rows that conditions may use. A column that is not there is null. Raises
+        SourceSchemaError naming a condition or pattern that does not work, DamagedFileError and EngineError; no message
+        has a value of the rows in it.
         """
 
     @abstractmethod
@@ -104,12 +109,30 @@ class Checks(ABC):
         many of them are known as there are ids of them. Raises as `check`.
         """
 
+    @abstractmethod
+    def check_conditions(self, name: str, view: FeatureView, conditions: Sequence[str]) -> None:
+        """Raise SourceSchemaError for a condition that can be computed of no row, whatever rows hold; reads none."""
+
     def check_rules(self, view: FeatureView) -> None:
         """Raise SourceSchemaError where a condition or a pattern of a view's rules does not work; reads no rows."""
-        rules = rules_of_rows(view)
+        rules, name = rules_of_rows(view), f"feature view {view.name!r}"
         if rules:
-            empty = arrow_schema({**view.stored_types, EVENT: Timestamp}).empty_table()
-            self.check(f"feature view {view.name!r}", view.stored_types, empty, rules)
+            self.check(name, view.stored_types, schema_of(view).empty_table(), rules, times=times_of(view))
+            conditions = [rule.where for _, rule in rules if isinstance(rule, Share)]
+            self.check_conditions(name, view, conditions)
+
+
+def schema_of(view: FeatureView) -> pa.Schema:
+    """Return the columns of a view's rows that conditions may read."""
+    return arrow_schema({**view.stored_types, EVENT: Timestamp, CREATED: Timestamp})
+
+
+def times_of(view: FeatureView) -> dict[str, str]:
+    """Return the names of a view's times, as its source has them, with the columns of its rows."""
+    times = {view.timestamp_field: EVENT}
+    if view.created_timestamp_field is not None:
+        times[view.created_timestamp_field] = CREATED
+    return times
 
 
 def rules_of_rows(view: FeatureView) -> list[tuple[str | None, RowRule]]:
@@ -127,7 +150,12 @@ def unmet_by_rows(
 ) -> Iterator[tuple[str, str]]:
     """Give what rows are not like, and which values fail: none of hidden columns. No rows meet every rule."""
     for (name, rule), failures in zip(rules, found.failures, strict=True):
-        if not found.rows or not _is_unmet(rule, failures.rows, found.rows):
+        if not found.rows:
+            continue
+        if failures.broken:  # whatever the share of the others is, nobody knows that of all
+            yield f"{rule}: cannot be computed of {failures.broken:,} of {counted_rows(found.rows)}", ""
+            continue
+        if not _is_unmet(rule, failures.rows, found.rows):
             continue
         counts = f"{failures.rows:,} of {counted_rows(found.rows)}"
         if name is None:
@@ -148,8 +176,14 @@ def _is_unmet(rule: RowRule, failed: int, rows: int) -> bool:
     return share > rule.max_share if isinstance(rule, NotNull) else failed > 0
 
 
+def _shown(value: Any) -> str:
+    """Return a value as it is read in a sentence: a text that cannot be seen there is quoted."""
+    is_plain = not isinstance(value, str) or (value and value == value.strip() and value.isprintable())
+    return str(value) if is_plain else repr(value)
+
+
 def _examples(failures: Failures) -> str:
     if failures.least is None:
         return ""
-    least, greatest = str(failures.least), str(failures.greatest)
+    least, greatest = _shown(failures.least), _shown(failures.greatest)
     return least if least == greatest else f"{least} to {greatest}"

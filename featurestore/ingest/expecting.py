@@ -57,7 +57,7 @@ def _failing(rule: FieldRule, field: Field, rows: CheckedRows) -> pa.Array | Non
     elif isinstance(rule, OneOf):
         fails = pc.and_(pc.is_valid(column), pc.invert(pc.is_in(column, value_set=pa.array(rule.values, kind))))
     elif isinstance(rule, Matches):
-        matches = pc.match_substring_regex(column, rf"\A(?:{rule.pattern})\z")
+        matches = pc.match_substring_regex(column, rule.whole)
         fails = pc.fill_null(pc.invert(matches), False)
     else:
         fails = None

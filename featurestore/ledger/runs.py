@@ -105,9 +105,13 @@ class RunResult(RunDocument):
             rows = "1 row" if self.quarantined == 1 else f"{self.quarantined:,} rows"
             notes.append(f"set aside {rows}: `fs quarantine list {self.view}` shows why")
         if self.accepted:
-            how = "released" if self.kind == "release" else "accepted all the same"
-            notes.append(f"{how}: {self.accepted}")
+            notes.append(f"{self.accepted_how}: {self.accepted}")
         return notes
+
+    @property
+    def accepted_how(self) -> str:
+        """What `accepted` is the reason of."""
+        return "released" if self.kind == "release" else "accepted all the same"
 
     def notes(self) -> list[str]:
         """Return what users should know besides the counts."""

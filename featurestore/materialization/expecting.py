@@ -9,7 +9,7 @@ from statistics import median
 
 from featurestore.definitions import Fresh, Rows
 from featurestore.definitions.expectations import FieldRule
-from featurestore.engine.checks import CheckedRows, counted_rows, rules_of_rows, unmet_by_rows
+from featurestore.engine.checks import CheckedRows, counted_rows, rules_of_rows, times_of, unmet_by_rows
 from featurestore.errors import ExpectationError
 from featurestore.ledger.blocked import Acceptance, BlockedRun, accepted_before, blocked_runs, write_blocked
 from featurestore.ledger.runs import RunResult, runs
@@ -42,7 +42,8 @@ def checked(workspace: Workspace, registered: RegisteredView, result: RunResult,
     if not view.rules or not files:
         return Checked(result)
     row_rules = rules_of_rows(view)
-    found = workspace.engine.checks.check(f"feature view {view.name!r}", view.stored_types, files, row_rules)
+    rows_of = f"feature view {view.name!r}"
+    found = workspace.engine.checks.check(rows_of, view.stored_types, files, row_rules, times=times_of(view))
     personal = {field.name for field in view.stored if is_personal(field)}
     unmet: list[tuple[str, str]] = []
     stops: list[str] = []

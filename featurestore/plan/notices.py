@@ -13,6 +13,12 @@ from featurestore.ledger.watermarks import read_watermark
 from featurestore.project.loader import parts_of
 from featurestore.registered.snapshot import Snapshot
 
+_ON_FAILURE = {
+    "warn": "A run says what is not so, and commits it.",
+    "block": "A run of which this is not so commits nothing.",
+    "quarantine": "A run sets aside rows that fail, and commits nothing where this is not so of all its rows.",
+}
+
 
 def step_notices(
     ledger: LedgerReader,
@@ -32,6 +38,9 @@ def step_notices(
     if not isinstance(wanted, FeatureView):
         return
     name, created = wanted.name, wanted.created_timestamp_field
+    if before is None and wanted.rules:
+        rules = "; ".join(str(rule) if field is None else f"{field}: {rule}" for field, rule in wanted.rules)
+        yield f"{name} expects {rules}. {_ON_FAILURE[wanted.on_failure]}"
     for source in (source for source in wanted.sources if isinstance(source, PushSource)):
         if wanted.sql is not None:
             yield (

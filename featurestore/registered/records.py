@@ -146,6 +146,11 @@ def rule_from(document: Mapping[str, Any], kind: ValueType | None = None) -> Any
     return made(**values)
 
 
+def rules_told(documents: Iterable[Mapping[str, Any]], kind: str | None = None) -> list[str]:
+    """Return rules, written as `rule_document`, as people read them; ``kind`` is the type of their field."""
+    return [str(rule_from(each, None if kind is None else parse_type(kind))) for each in documents]
+
+
 def _deprecation(given: Field | Definition) -> dict[str, str]:
     """Return the part about what is deprecated; without one the document stays as earlier versions wrote it."""
     return {"deprecated": given.deprecated} if given.deprecated else {}

@@ -128,10 +128,55 @@ class EngineChecksConformance(EngineSuite):
         view = log_view("checked", {"k": Int64}, {"v": Int64}, None)
         path = write_log(project.root / "a.parquet", view, [ReferenceRow((1,), 5, None, 0, {"v": 1})])
         if "nobody" not in rule.where:
-            assert check(project, view, [str(path)], [(None, rule)]).failures[0].rows == 0
+            (found,) = check(project, view, [str(path)], [(None, rule)]).failures
+            assert (found.rows, found.broken) == (0, 1)
             return
         with pytest.raises(SourceSchemaError, match="feature view 'checked' cannot be checked"):
             check(project, view, [str(path)], [(None, rule)])
+
+    def test_rows_of_which_a_condition_cannot_be_computed_are_counted_apart(self, project: EngineProject) -> None:
+        view = log_view("checked", {"k": Int64}, {"v": String}, None)
+        held = ["1", "5", None, "b", "", "7"]
+        rows = [ReferenceRow((n,), 5, None, n, {"v": value}) for n, value in enumerate(held)]
+        path = str(write_log(project.root / "a.parquet", view, rows))
+        one, other = Share("CAST(v AS INTEGER) > 3", at_most=0.5), Share("v IS NULL", at_least=0.1)
+        found = check(project, view, [path], [(None, one), (None, other), (None, one)]).failures
+        assert [(each.rows, each.broken) for each in found] == [(2, 2), (1, 0), (2, 2)]
+
+    @pytest.mark.parametrize("where", ["v", "v || 'x'", "n", "k + 1"])
+    def test_what_is_no_condition_is_refused_and_no_value_is_told(self, project: EngineProject, where: str) -> None:
+        view = log_view("checked", {"k": Int64}, {"v": String, "n": Int64}, None)
+        path = str(
+            write_log(project.root / "a.parquet", view, [ReferenceRow((1,), 5, None, 0, {"v": "817", "n": 817})])
+        )
+        with pytest.raises(SourceSchemaError, match="a condition is true or false") as error:
+            check(project, view, [path], [(None, Share(where, at_most=0.1))])
+        assert "817" not in str(error.value)
+        with pytest.raises(SourceSchemaError, match="a condition is true or false"):
+            project.engine.checks.check_rules(view.replaced(expect=(Share(where, at_most=0.1),)))
+
+    def test_a_condition_that_can_be_computed_of_no_row_is_refused_beforehand(self, project: EngineProject) -> None:
+        view = log_view("checked", {"k": Int64}, {"v": String}, None)
+        with pytest.raises(SourceSchemaError, match="cannot be computed of any row"):
+            project.engine.checks.check_rules(view.replaced(expect=(Share("regexp_matches(v, '(')", at_most=0),)))
+        project.engine.checks.check_rules(view.replaced(expect=(Share("CAST(v AS INTEGER) > 3", at_most=0),)))
+
+    def test_conditions_read_the_times_by_the_names_of_the_source(self, project: EngineProject) -> None:
+        view = log_view("checked", {"k": Int64}, {"v": Int64}, None)
+        rows = [ReferenceRow((n,), 10 * n, None, n, {"v": n}) for n in range(4)]
+        path = str(write_log(project.root / "a.parquet", view, rows))
+        rules = [(None, Share(f"epoch_us({name}) >= 20", at_most=0)) for name in ("event_ts", "happened_at")]
+        name = f"feature view {view.name!r}"
+        found = project.engine.checks.check(name, view.stored_types, [path], rules, times={"happened_at": "event_ts"})
+        assert [each.rows for each in found.failures] == [2, 2]
+
+    @pytest.mark.parametrize("pattern", [r"\Qa.b", "(a", "a\\"])
+    def test_a_pattern_that_runs_and_pushes_would_not_take_alike_is_refused(
+        self, project: EngineProject, pattern: str
+    ) -> None:
+        view = log_view("checked", {"k": Int64}, {"v": String}, None)
+        with pytest.raises(SourceSchemaError, match="cannot be checked: the pattern"):
+            project.engine.checks.check_rules(view.replaced(fields=(Field("v", String, expect=[Matches(pattern)]),)))
 
     def test_a_pattern_that_is_none_is_named(self, project: EngineProject) -> None:
         view = log_view("checked", {"k": Int64}, {"v": String}, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from featurestore.definitions import Rows, Share
+from featurestore.definitions import NotNull, Rows, Share
 from featurestore.definitions.expectations import FieldRule, Rule, ViewRule
 from featurestore.engine.checks import RowRule, counted_rows, unmet_by_rows
 from featurestore.errors import InputError, TrainingSetError, did_you_mean
@@ -23,8 +23,8 @@ def check_set(
     workspace: Readers,
     table: pa.Table,
     features: Mapping[str, ValueType],
-    expect: Iterable[ViewRule],
-    columns: Mapping[str, Iterable[FieldRule]],
+    expect: ViewRule | Iterable[ViewRule],
+    columns: Mapping[str, FieldRule | Iterable[FieldRule]],
     *,
     hidden: Collection[str],
 ) -> None:
@@ -45,8 +45,8 @@ def check_set(
         raise TrainingSetError(f"The training set is not as expected: {'; '.join(unmet)}.", unmet=unmet)
 
 
-def _of_rows(expect: Iterable[ViewRule]) -> Iterator[tuple[None, Rule]]:
-    for rule in expect:
+def _of_rows(expect: ViewRule | Iterable[ViewRule]) -> Iterator[tuple[None, Rule]]:
+    for rule in [expect] if isinstance(expect, Rule) else expect:
         if isinstance(rule, Rows) and rule.change_at_most is not None:
             raise InputError(f"{rule}: change_at_most compares runs of a view.", hint="Pass Rows(at_least=...).")
         if not isinstance(rule, Rows | Share):
@@ -58,7 +58,7 @@ def _of_rows(expect: Iterable[ViewRule]) -> Iterator[tuple[None, Rule]]:
 
 
 def _of_columns(
-    table: pa.Table, features: Mapping[str, ValueType], columns: Mapping[str, Iterable[FieldRule]]
+    table: pa.Table, features: Mapping[str, ValueType], columns: Mapping[str, FieldRule | Iterable[FieldRule]]
 ) -> Iterator[tuple[str, Rule]]:
     for name, rules in columns.items():
         if name not in table.column_names:
@@ -66,12 +66,16 @@ def _of_columns(
                 f"The training set has no column {name!r}.", hint=did_you_mean(name, table.column_names), column=name
             )
         kind = _type_of(table, features, name)
-        for rule in rules:
+        for rule in [rules] if isinstance(rules, Rule) else rules:
             if not isinstance(rule, FieldRule):
                 raise InputError(f"{rule!r} is no rule of a column.", hint="Pass Between, NotNull, OneOf, ...")
+            if kind is None and isinstance(rule, NotNull):  # whatever its values are, nulls can be counted
+                yield name, rule
+                continue
             if kind is None:
                 raise InputError(
-                    f"Column {name!r} is of type {table.schema.field(name).type}, which rules do not know."
+                    f"Column {name!r} is of type {table.schema.field(name).type}, which rules do not know.",
+                    hint="Only NotNull() can be checked of it; convert the column for other rules.",
                 )
             try:
                 yield name, rule.fitted(kind)

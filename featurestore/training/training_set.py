@@ -287,7 +287,10 @@ class TrainingSet:
         return profile(self._workspace.engine, "the training set", table, columns)
 
     def check(
-        self, expect: Iterable[ViewRule] = (), *, columns: Mapping[str, Iterable[FieldRule]] | None = None
+        self,
+        expect: ViewRule | Iterable[ViewRule] = (),
+        *,
+        columns: Mapping[str, FieldRule | Iterable[FieldRule]] | None = None,
     ) -> TrainingSet:
         """Return the set; raises TrainingSetError saying what of its rows is not as expected.
 

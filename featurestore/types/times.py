@@ -155,6 +155,19 @@ def duration_text(duration_us: int) -> str:
     return f"{'-' if duration_us < 0 else ''}{' '.join(parts)}"
 
 
+def span_text(span: timedelta) -> str:
+    """Return a length of time in units: ``3 h``, ``1 day 30 min``; parts of a second as `duration_text`."""
+    us = span // MICROSECOND
+    if us <= 0 or us % 1_000_000:
+        return duration_text(us)
+    seconds, parts = us // 1_000_000, []
+    for size, unit in ((86_400, "day"), (3_600, "h"), (60, "min"), (1, "s")):
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append(f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}")
+    return " ".join(parts)
+
+
 def date_to_days(value: date) -> int:
     """Return the days since 1970-01-01."""
     return value.toordinal() - 719_163

@@ -17,6 +17,7 @@ from support.rides import HOUR, World, view_of
 from featurestore import (
     Between,
     FeatureService,
+    Field,
     Fresh,
     Matches,
     NotNull,
@@ -35,6 +36,7 @@ from featurestore.errors import (
     TrainingSetError,
 )
 from featurestore.ledger.runs import all_runs
+from featurestore.types import Float64, String
 from featurestore.types.times import to_datetime
 
 
@@ -171,20 +173,26 @@ def test_a_training_set_is_checked_before_it_is_trained_on(world: World) -> None
         ([], {"ratting": [NotNull()]}, "no column 'ratting'"),
         ([], {"label": [Matches("x")]}, "Column 'label': Matches is for texts"),
         ([], {"label": [Share("label > 1", at_most=0)]}, "no rule of a column"),
-        ([], {"odd": [NotNull()]}, "which rules do not know"),
+        ([], {"odd": [Between(1, 2)]}, "which rules do not know"),
+        ([], {"odd": Unique()}, "which rules do not know"),
+        ([Share("ratings__rating", at_most=0)], {}, "is DOUBLE, and a condition is true or false"),
+        ([Share("ratings__phone", at_most=0)], {}, "is VARCHAR, and a condition is true or false"),
+        (NotNull(), {}, r"NotNull\(\) is no rule of a training set"),
     ],
 )
 def test_rules_that_do_not_fit_a_training_set_are_refused(
-    world: World, rules: list[Any], columns: dict[str, list[Any]], told: str
+    world: World, rules: Any, columns: dict[str, Any], told: str
 ) -> None:
     world.store.apply([view_of()])
     world.write([3.0])
     world.run()
     frame = pd.DataFrame({"driver_id": [1], "event_timestamp": to_datetime(world.clock()) - HOUR, "label": [1]})
     frame["odd"] = frame.label.astype("uint64")
-    training = world.store.get_historical_features(frame, ["ratings:rating"])
-    with pytest.raises(FeatureStoreError, match=told):
+    features = ["ratings:rating", "ratings:phone"]
+    training = world.store.get_historical_features(frame, features, full_feature_names=True)
+    with pytest.raises(FeatureStoreError, match=told) as error:
         training.check(rules, columns=columns)
+    assert "+49" not in str(error.value)
 
 
 def test_the_catalog_shows_what_is_expected_and_what_is_kept(world: World) -> None:
@@ -200,18 +208,102 @@ def test_the_catalog_shows_what_is_expected_and_what_is_kept(world: World) -> No
             assert f"{text}<" in shown
         assert "Not as expected: rating: Between(1.0, 5.0): 1 of 1 row<" in shown
         rating = html.unescape(pages.get("feature/feature_view/ratings/rating").text)
-        assert "<code>Between(least=1, greatest=5)</code>" in rating
+        assert "<code>Between(least=1.0, greatest=5.0)</code>" in rating
         feature = html.unescape(pages.get("feature/feature_view/ratings/city").text)
         assert "<code>OneOf(values=[Bonn, Köln])</code>" in feature
         kept = html.unescape(pages.get("feature_service/rides_v1").text)
         assert all(f"<dd>{text}</dd>" in kept for text in ("25.0\u00a0%", "7 days", "hashed"))
 
 
-def test_conditions_and_patterns_that_do_not_work_are_told_by_the_plan(world: World) -> None:
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("ratting > 2", "does not run"),
+        ("phone", "is VARCHAR, and a condition is true or false"),
+        ("rating + 1", "is DOUBLE"),
+        ("regexp_matches(city, '(')", "cannot be computed of any row"),
+    ],
+)
+def test_conditions_and_patterns_that_do_not_work_are_told_by_the_plan(world: World, where: str, told: str) -> None:
     world.write([3.0])
-    wrong = view_of(expect=[Share("ratting > 2", at_most=0.5)])
-    with pytest.raises(SourceSchemaError, match="ratings"):
-        world.store.plan([wrong])
+    with pytest.raises(SourceSchemaError, match=told) as error:
+        world.store.plan([view_of(expect=[Share(where, at_most=0.5)])])
+    assert "'ratings'" in str(error.value)
+    assert "+49" not in str(error.value)
+
+
+def test_rows_of_which_a_condition_cannot_be_computed_are_told_without_values(world: World) -> None:
+    number, times = "CAST(phone AS INTEGER) > 3", 'epoch_us("at") > 0 AND "at" = event_ts'
+    expect = [Share(number, at_most=1), Share(times, at_least=1)]
+    world.store.apply([view_of(expect=expect)])
+    world.write([3.0, 4.0])
+    done = world.run()
+    assert done.unmet == (f"Share('{number}', at_most=1): cannot be computed of 2 of 2 rows",)
+    assert "+49" not in "".join(done.notes())
+    world.store.apply([view_of(expect=expect, on_failure="block")])
+    world.write([3.0])
+    with pytest.raises(MaterializationError, match="cannot be computed of 1 of 1 row"):
+        world.store.materialize_incremental()
+
+
+def test_the_log_says_what_was_not_so_and_who_accepted_it(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.store.apply([view_of()])
+    world.write([9.0, 4.0])
+    world.run()
+    world.store.apply([view_of(on_failure="block")])
+    world.write([9.0, 4.0])
+    with pytest.raises(MaterializationError):
+        world.store.materialize_incremental()
+    (blocked, *_) = all_runs(world.store.workspace.ledger, "taxi", now_us=world.clock())
+    world.clock.advance(timedelta(minutes=1))
+    world.store.accept(blocked.run_id, "a new scale")
+    fs = CommandLine(world.root, capsys)
+    told = "rating: Between(1.0, 5.0): 1 of 2 rows"
+    runs = [event for event in fs.json("log") if "run" in event]
+    assert [(run["state"], run["unmet"]) for run in runs] == [("done", [told]), ("failed", [told]), ("done", [told])]
+    assert [run["accepted"].partition(" (")[0] for run in runs] == ["a new scale", "", ""]
+    assert runs[1]["run"] == blocked.run_id
+    page = "".join(fs("log").split())
+    assert page.count("Between(1.0,5.0)") == 3
+    assert "anewscale(" in page
+
+
+def test_a_plan_and_the_registered_view_show_what_is_expected(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    many = OneOf(f"city {number}" for number in range(500))
+    fields = [Field("rating", Float64, expect=[Between(1, 5)]), Field("city", String, expect=[many])]
+    view = view_of(expect=[Fresh(within=3 * HOUR)], on_failure="block").replaced(fields=tuple(fields))
+    told = str(world.store.plan([view]))
+    assert "expects rating: Between(1.0, 5.0); city: OneOf(['city 0', " in told
+    assert "Fresh(within=3 h). A run of which this is not so commits nothing." in told
+    assert "500 values" in told
+    assert "city 400" not in told
+    world.store.apply([view])
+    fs = CommandLine(world.root, capsys)
+    page = " ".join(fs("show", "ratings").split())
+    assert "expects rating: Between(1.0, 5.0) expects city: OneOf(" in page
+    assert "expects Fresh(within=3 h)" in page
+    (shown,) = fs.json("show", "ratings")
+    assert shown["expect"] == ["Fresh(within=3 h)"]
+    assert [field["expect"] for field in shown["fields"] if field["name"] == "rating"] == [["Between(1.0, 5.0)"]]
+
+
+def test_an_empty_text_that_fails_is_seen(world: World) -> None:
+    world.store.apply([view_of()])
+    world.write([4.0], city="")
+    assert "not as expected: city: OneOf(['Bonn', 'Köln']): 1 of 1 row ('')" in world.run().notes()
+
+
+def test_nulls_of_a_column_of_any_type_are_counted(world: World) -> None:
+    world.store.apply([view_of()])
+    world.write([4.0])
+    world.run()
+    at = to_datetime(world.clock()) - HOUR
+    frame = pd.DataFrame({"driver_id": [2000, 9], "event_timestamp": at, "odd": pd.array([1, None], "UInt64")})
+    frame["took"] = pd.to_timedelta(pd.Series([1.0, None]), unit="s")
+    training = world.store.get_historical_features(frame, ["ratings:rating"])
+    assert training.check(Rows(2), columns={"odd": NotNull(0.5), "took": [NotNull(0.5)]}) is training
+    with pytest.raises(TrainingSetError, match=r"odd: NotNull\(\): 1 of 2 rows; took: NotNull\(\): 1 of 2 rows"):
+        training.check(columns={"odd": NotNull(), "took": [NotNull()]})
 
 
 def test_rows_that_are_right_all_the_same_are_accepted_by_their_hash(

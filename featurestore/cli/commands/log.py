@@ -46,13 +46,22 @@ def command(store: FeatureStore, output: Output, limit: int, diff: bool, commits
         about = f"{run.appended:,} rows appended, {run.published.written:,} published"
         if run.state != "done":  # a start counts nothing yet
             about = run.state
+        about = about if run.error is None else f"{run.state}: {run.error}"
+        if run.unmet and run.error is None:  # an error tells it
+            about = f"{about}; not as expected: {'; '.join(run.unmet)}"
+        if run.accepted:
+            about = f"{about}; {run.accepted_how}: {run.accepted}"
         events.append(
             {
                 "at": to_rfc3339(run.started_us),
                 "what": f"{run.kind} {run.view}",
                 "by": f"@{run.host}",
                 "state": run.state,
-                "about": about if run.error is None else f"{run.state}: {run.error}",
+                "about": about,
+                "run": run.run_id,
+                "unmet": list(run.unmet),
+                "accepted": run.accepted,
+                "quarantined": run.quarantined,
             }
         )
     events.sort(key=lambda event: event["at"], reverse=True)

@@ -15,11 +15,11 @@ from featurestore.definitions import FeatureView
 from featurestore.errors import OnlineStoreError
 from featurestore.maintenance.sizes import Sizes, sizes_of
 from featurestore.plan import keys_named, snapshot_at
-from featurestore.registered.records import aggregation_from
+from featurestore.registered.records import aggregation_from, rules_told
 from featurestore.store import FeatureStore
 from featurestore.types.times import duration_text
 
-_ELSEWHERE = frozenset({"schema", "join_keys", "features", "inputs", "entities", "sources", "aggregations"})
+_ELSEWHERE = frozenset({"schema", "join_keys", "features", "inputs", "entities", "sources", "aggregations", "expect"})
 """Parts of a definition that are shown as tables, or as what it depends on."""
 
 
@@ -56,7 +56,9 @@ def _sizes(store: FeatureStore, record: Record) -> Sizes | None:
 
 
 def _document(record: Record, used_by: list[str], sizes: Sizes | None) -> dict[str, Any]:
-    deprecated = {field["name"]: field.get("deprecated", "") for field in record.document.get("schema", ())}
+    schema = record.document.get("schema") or ()
+    deprecated = {field["name"]: field.get("deprecated", "") for field in schema}
+    expected = {field["name"]: rules_told(field.get("expect", ()), field["type"]) for field in schema}
     return {
         "kind": record.kind,
         "name": record.name,
@@ -70,9 +72,11 @@ def _document(record: Record, used_by: list[str], sizes: Sizes | None) -> dict[s
                 "description": f.description,
                 "deprecated": deprecated.get(f.name, ""),
                 "inputs": list(f.inputs),
+                "expect": expected.get(f.name, []),
             }
             for f in record.fields
         ],
+        "expect": rules_told(record.document.get("expect", ())),
         "depends_on": list(record.depends_on),
         "used_by": used_by,
         "fingerprint": record.fingerprint,
@@ -104,6 +108,9 @@ def _show(output: Output, document: dict[str, Any]) -> None:
             for f in document["fields"]
         ]
         output.table(("column", "type", "description", "from"), rows)
+    rules = [f"{field['name']}: {rule}" for field in document["fields"] for rule in field["expect"]]
+    for rule in (*rules, *document["expect"]):
+        output.say(f"  expects {rule}")
     if "aggregations" in document["definition"]:
         _show_windows(output, document["definition"]["aggregations"])
     if (sizes := document["online_records"]) is not None:

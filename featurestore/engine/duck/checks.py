@@ -12,11 +12,11 @@ from typing_extensions import override
 
 from featurestore.definitions import Between, FeatureView, Matches, NotNull, OneOf, Share, Unique
 from featurestore.definitions.expectations import FieldRule
-from featurestore.engine.checks import CheckedRows, Checks, Failures, RowRule, SplitRows
+from featurestore.engine.checks import CheckedRows, Checks, Failures, RowRule, SplitRows, schema_of, times_of
+from featurestore.engine.duck.conditions import kind_of, problem_of
 from featurestore.engine.duck.offline_sql import log, log_columns, read_log
 from featurestore.engine.duck.session import Session, quote, reason_of, text, translated
 from featurestore.engine.duck.split import split_rows
-from featurestore.engine.duck.windowed import condition_sql
 from featurestore.errors import SourceSchemaError
 from featurestore.types import ValueType
 from featurestore.types.columns import EVENT, ORIGIN, SEQUENCE
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DOING = "check rows against what is expected of them"
+CONDITION = "fs_condition"
+"""How the columns of conditions begin; no column of a user does."""
 _SHOWN = 60
 """So many characters of a text that fails are shown."""
 
@@ -44,22 +46,46 @@ class DuckChecks(Checks):
         types: Mapping[str, ValueType],
         rows: Sequence[str] | pa.Table,
         rules: Sequence[tuple[str | None, RowRule]],
+        *,
+        times: Mapping[str, str] | None = None,
     ) -> CheckedRows:
+        conditions = list(dict.fromkeys(rule.where for _, rule in rules if isinstance(rule, Share)))
         with self._rows(rows, rules) as (connection, source):
+            _check_patterns(connection, name, [rule for _, rule in rules if isinstance(rule, Matches)])
             there = {str(found[0]) for found in connection.execute(f"DESCRIBE {source}").fetchall()}
+            if conditions:
+                source = _with_times(source, there, times or {})
+                _check_types(connection, name, source, conditions)
+                source = f"SELECT *, {', '.join(_computed(conditions))} FROM ({source})"
             selected = ["count(*)", f"epoch_us(max({EVENT}))" if EVENT in there else "NULL"]
             for column, rule in rules:
-                selected += _selected(column, rule, types, there)
+                place = conditions.index(rule.where) if isinstance(rule, Share) else 0
+                selected += _selected(column, rule, types, there, f"{CONDITION}{place}")
             try:
                 (found,) = connection.execute(f"SELECT {', '.join(selected)} FROM ({source})").fetchall()
-            except (duckdb.ProgrammingError, duckdb.InvalidInputException, duckdb.ConversionException) as error:
-                raise SourceSchemaError(
-                    f"What is expected of {name} cannot be checked: {reason_of(error)}.",
-                    hint="Correct the condition of Share, or the pattern of Matches.",
-                ) from None
+            except (duckdb.ProgrammingError, duckdb.InvalidInputException, duckdb.DataError) as error:
+                raise _uncheckable(name, f"{kind_of(error)} at one of the rows") from None
         count, greatest_us, *parts = found
-        failures = [Failures(int(parts[n] or 0), parts[n + 1], parts[n + 2]) for n in range(0, len(parts), 3)]
+        failures = [
+            Failures(int(parts[n] or 0), parts[n + 1], parts[n + 2], int(parts[n + 3] or 0))
+            for n in range(0, len(parts), 4)
+        ]
         return CheckedRows(int(count), None if greatest_us is None else int(greatest_us), tuple(failures))
+
+    @override
+    def check_conditions(self, name: str, view: FeatureView, conditions: Sequence[str]) -> None:
+        if not conditions:
+            return
+        import pyarrow as pa
+
+        schema = schema_of(view)
+        with self._session.open() as connection, translated(DOING):
+            connection.register("no_values", pa.Table.from_pylist([{}], schema))
+            rows = _with_times("SELECT * FROM no_values", schema.names, times_of(view))
+            connection.execute(f"CREATE TEMP TABLE events AS {rows}")
+            for condition in dict.fromkeys(conditions):
+                if problem := problem_of(connection, condition):
+                    raise _uncheckable(name, f"the condition {condition!r} {problem}")
 
     @override
     def fingerprint(self, view: FeatureView, files: Sequence[str]) -> str:
@@ -81,7 +107,10 @@ class DuckChecks(Checks):
         folder: Path,
     ) -> SplitRows:
         kinds = view.stored_types
-        failing = {f"{name}: {rule}": fails(rule, quote(name), kinds[name]) for name, rule in rules}
+        failing: dict[str, str] = {}
+        for name, rule in rules:  # rules that are told alike are one
+            told, fault = f"{name}: {rule}", fails(rule, quote(name), kinds[name])
+            failing[told] = f"({failing[told]}) OR ({fault})" if told in failing else fault
         with (
             self._session.reading(files, writes=folder) as connection,
             translated(DOING, table_files=files),
@@ -106,20 +135,72 @@ class DuckChecks(Checks):
             yield connection, "SELECT * FROM checked_rows"
 
 
-def _selected(name: str | None, rule: RowRule, types: Mapping[str, ValueType], there: Collection[str]) -> list[str]:
-    """Return the aggregates of one rule: failing rows, the least and the greatest value that fails."""
+def _uncheckable(name: str, why: str) -> SourceSchemaError:
+    return SourceSchemaError(
+        f"What is expected of {name} cannot be checked: {why}.",
+        hint="Correct the condition of Share, or the pattern of Matches.",
+    )
+
+
+def _check_patterns(connection: duckdb.DuckDBPyConnection, name: str, rules: Sequence[Matches]) -> None:
+    """Raise SourceSchemaError unless patterns say the same to runs, which match with DuckDB, and to pushes."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for rule in dict.fromkeys(rules):
+        try:
+            connection.execute(f"SELECT regexp_full_match('', {text(rule.pattern)})")
+        except duckdb.Error as error:
+            raise _uncheckable(name, f"the pattern {rule.pattern!r}: {reason_of(error)}") from None
+        try:
+            pc.match_substring_regex(pa.array([""]), rule.whole)
+        except pa.ArrowInvalid as error:
+            told = str(error).partition("\n")[0].rstrip(".")
+            raise _uncheckable(name, f"the pattern {rule.pattern!r} has no end, which pushes need: {told}") from None
+
+
+def _with_times(source: str, there: Collection[str], times: Mapping[str, str]) -> str:
+    """Return rows with further names of their columns, as far as no column is called so."""
+    known = {name.lower() for name in there}
+    named = {name: column for name, column in times.items() if name.lower() not in known}
+    more = [f"{column if column in there else 'NULL::TIMESTAMPTZ'} AS {quote(name)}" for name, column in named.items()]
+    return f"SELECT {', '.join(['*', *more])} FROM ({source})"
+
+
+def _check_types(connection: duckdb.DuckDBPyConnection, name: str, source: str, conditions: Sequence[str]) -> None:
+    """Raise SourceSchemaError for what is no condition; computes nothing, so no value is in a message."""
+    for condition in conditions:
+        try:
+            ((_, kind, *_),) = connection.execute(f"DESCRIBE SELECT ({condition}\n) FROM ({source})").fetchall()
+        except duckdb.Error as error:
+            raise _uncheckable(name, f"the condition {condition!r} does not run: {reason_of(error)}") from None
+        if kind != "BOOLEAN":
+            raise _uncheckable(name, f"the condition {condition!r} is {kind}, and a condition is true or false")
+
+
+def _computed(conditions: Sequence[str]) -> list[str]:
+    """Return a column for each condition: whether it is true, null where it cannot be computed."""
+    return [f"TRY(coalesce(({text}\n), false)) AS {CONDITION}{place}" for place, text in enumerate(conditions)]
+
+
+def _selected(
+    name: str | None, rule: RowRule, types: Mapping[str, ValueType], there: Collection[str], condition: str
+) -> list[str]:
+    """Return the aggregates of one rule: failing rows, the least and the greatest value that fails, rows of which it
+    cannot be computed. ``condition`` is the column of a condition.
+    """
     if isinstance(rule, Share):
-        return [f"count_if({condition_sql(rule.where)})", "NULL", "NULL"]
+        return [f"count_if({condition})", "NULL", "NULL", f"count_if({condition} IS NULL)"]
     assert name is not None
+    if isinstance(rule, NotNull):
+        return [f"count(*) - count({quote(name) if name in there else 'NULL'})", "NULL", "NULL", "0"]
     kind = types[name]
     column = f"{quote(name)}::{duckdb_type(kind)}" if name in there else f"NULL::{duckdb_type(kind)}"
-    if isinstance(rule, NotNull):
-        return [f"count(*) - count({column})", "NULL", "NULL"]
     if isinstance(rule, Unique):
-        return [f"count({column}) - count(DISTINCT {column})", "NULL", "NULL"]
+        return [f"count({column}) - count(DISTINCT {column})", "NULL", "NULL", "0"]
     failing = f"({fails(rule, column, kind)})"
     shown = f"left({column}, {_SHOWN})" if kind.name == "String" else column
-    return [f"count_if({failing})", f"min({shown}) FILTER ({failing})", f"max({shown}) FILTER ({failing})"]
+    return [f"count_if({failing})", f"min({shown}) FILTER ({failing})", f"max({shown}) FILTER ({failing})", "0"]
 
 
 def fails(rule: RowRule, column: str, kind: ValueType) -> str:

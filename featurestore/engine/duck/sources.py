@@ -14,13 +14,13 @@ from typing_extensions import override
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.definitions.condition import columns_of
 from featurestore.definitions.sql import depends_on_order
+from featurestore.engine.duck.conditions import problem_of
 from featurestore.engine.duck.event_staging import EventIds, usable_event
 from featurestore.engine.duck.files import find_files, would_read
 from featurestore.engine.duck.identity import CREATED_US, EVENT_US, SOURCE_TIMES, has_keys, identity
 from featurestore.engine.duck.scan import Scanned, open_sources, opened
-from featurestore.engine.duck.session import Session, quote, reason_of, source_file_error
+from featurestore.engine.duck.session import Session, quote, source_file_error
 from featurestore.engine.duck.tables import POSITION, open_source
-from featurestore.engine.duck.windowed import condition_sql
 from featurestore.engine.interface import SourceColumn, SourceFile, Sources
 from featurestore.errors import SourceError, SourceSchemaError
 from featurestore.types.columns import CREATED, EVENT
@@ -32,32 +32,6 @@ if TYPE_CHECKING:
 
 SOME_ROWS = 1_000
 """How many rows of a source a condition is tried on."""
-
-
-def _problem(connection: duckdb.DuckDBPyConnection, condition: str) -> str:
-    """Return what is wrong with a condition on ``events``, nothing for a sound one.
-
-    The first of them is all nulls, the others are rows of the source.
-    """
-    try:
-        (kind,) = connection.sql(f"SELECT ({condition}\n) FROM events").types
-        if kind != "BOOLEAN":
-            return f"is {kind}, and a condition is true or false"
-    except duckdb.Error as error:
-        return f"does not run: {reason_of(error)}"
-    try:  # beside the columns, as it is used: what makes one value of many rows, or many of one, does not run so
-        connection.sql(f"SELECT *, {condition_sql(condition)} FROM events").fetchall()
-    except duckdb.Error as error:
-        return f"cannot be computed of one event alone: {reason_of(error)}"
-    nulls = " AND ".join(f"{quote(name)} IS NULL" for name in columns_of(condition))
-    computed = f"TRY(coalesce(({condition}\n), false)) IS NOT NULL"
-    tried = connection.sql(f"SELECT DISTINCT NOT ({nulls}), {computed} FROM events").fetchall()
-    try:
-        if not max(tried)[1]:  # of no row with values, or of nulls where there is none
-            connection.sql(f"SELECT ({condition}\n) FROM events").fetchall()
-    except duckdb.Error as error:
-        return f"cannot be computed of any row: {reason_of(error)}"
-    return ""
 
 
 def _rows_without(connection: duckdb.DuckDBPyConnection, condition: str) -> int:
@@ -113,7 +87,7 @@ class DuckSources(Sources):
                 with suppress(SourceError), scanned.translated("read the source"):  # a run reports what is wrong there
                     connection.execute(f"INSERT INTO events BY NAME {_some_rows(view, scanned)}")
             for condition in conditions:
-                if problem := _problem(connection, condition):
+                if problem := problem_of(connection, condition):
                     read = ", ".join(f"{name} is {types.get(name.lower())}" for name in columns_of(condition))
                     raise SourceSchemaError(
                         f"Feature view {view.name!r}: the condition {condition!r} {problem}.",
