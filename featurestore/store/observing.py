@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import FeatureService, FeatureView, Monitor
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from featurestore.materialization import RunResult
     from featurestore.materialization.deciding import Dropped
     from featurestore.materialization.deciding import Forgotten as ForgottenRows
-    from featurestore.materialization.prepared import Confirm
     from featurestore.quality.parity import Parity
     from featurestore.quality.report import MonitorResult
     from featurestore.served.forgetting import Forgotten
@@ -30,7 +29,7 @@ class Observing:
         """The wired project that the use cases receive."""
         raise NotImplementedError
 
-    def accept(self, run_id: str, reason: str, *, confirm: Confirm | None = None) -> RunResult:
+    def accept(self, run_id: str, reason: str, *, confirm: Callable[[str, int], bool] | None = None) -> RunResult:
         """Commit the rows of a run that was blocked because they are not as expected.
 
         The run is made again, and committed if its rows are the very same. ``confirm(view, rows)`` is asked before a
