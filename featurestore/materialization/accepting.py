@@ -60,11 +60,12 @@ def _of_generation(workspace: Workspace, prepared: Callable[[], Workspace], acce
         filled = planned.snapshot().views.get(run.view)
         if filled is not None and filled.ledger_key == key:
             return planned
-        told, what = "was blocked while an apply prepared a generation that is not prepared any more", "apply --prepare"
+        told = "was blocked while an apply prepared a generation that is not prepared any more"
+        again = "Run `fs apply --prepare` again"
     else:
-        told, what = "is of a generation that is not served any more", f"materialize --view {run.view}"
+        told, again = "is of a generation that is not served any more", f"Run `fs materialize --view {run.view}`"
     raise NotFoundError(
         f"Run {run.run_id} of {run.view} {told}: nothing was committed.",
-        hint=f"Run `fs {what}` again: if its rows are not as expected, it names a run that can be accepted.",
+        hint=f"{again}: if its rows are not as expected, it names a run that can be accepted.",
         run_id=run.run_id,
     )

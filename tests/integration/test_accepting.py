@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.command_line import CommandLine
+from support.forked_fs import forked_fs
 from support.rides import HOUR, World, view_of
 
 from featurestore import Between, FeatureStore, Field, Fresh, Rows, Share
@@ -278,6 +279,15 @@ def test_a_share_is_what_it_says(world: World) -> None:
     assert world.run().unmet == ("rating: NotNull(max_share=0.25): 29 of 100 rows",)
 
 
+def test_a_change_is_what_it_says(world: World) -> None:
+    world.store.apply([view_of(expect=[Rows(change_at_most=0.29)])])
+    for count in (100, 100, 100, 100, 129):
+        world.write([3.0] * count)
+        assert world.run().unmet == ()
+    world.write([3.0] * 130)
+    assert world.run().unmet == ("Rows(change_at_most=0.29): 130 rows, where runs like it had 100",)
+
+
 def test_a_late_correction_leaves_a_view_fresh(world: World) -> None:
     world.store.apply([view_of(expect=[Fresh(within=2 * HOUR)], on_failure="block")])
     world.write([3.0])
@@ -302,3 +312,32 @@ def test_a_dry_run_says_that_a_run_would_be_blocked(world: World, capsys: pytest
     assert "would be stopped" not in fs("materialize", "--dry-run")
     (run,) = json.loads(fs("materialize", "--dry-run", "--json"))
     assert run["blocked"] == []
+
+
+SCRIPT = """
+from featurestore import FeatureStore
+from support.clock import ManualClock
+FeatureStore("taxi", clock=ManualClock(NOW)).accept("RUN", "a new scale")
+"""
+
+
+@pytest.mark.parametrize("point", ["stage.written", "offline.committed", "commit.remembered", "watermark.committed"])
+def test_who_accepts_and_is_killed_leaves_all_rows_or_none(tmp_path: Path, point: str) -> None:
+    world = World(tmp_path / "taxi")
+    world.store.apply([view_of(on_failure="block")])
+    world.write([4.0, 50.0])
+    run = blocked(world)
+    world.store.close()
+    code = SCRIPT.replace("RUN", run).replace("NOW", str(world.clock()))
+    ((status, said),) = forked_fs().run_code(code, tmp_path, [{"FS_CRASH_AT": point}])
+    assert status == 137, said
+    if point == "stage.written":
+        assert (world.committed(), acceptances(world)) == (0, [])
+        world.store.accept(run, "a new scale")
+    else:
+        assert world.committed() == 2
+        assert acceptances(world) == ([] if point == "offline.committed" else [run])
+        with pytest.raises(MaterializationError, match="accepted already" if acceptances(world) else "no longer those"):
+            world.store.accept(run, "a new scale")
+    assert world.run().state == "done"
+    assert world.committed() == 2

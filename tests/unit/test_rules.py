@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featurestore import Between, Entity, FeatureView, Field, Fresh, OneOf, ParquetSource, Rows, Share
+from featurestore import Between, Entity, FeatureView, Field, Fresh, NotNull, OneOf, ParquetSource, Rows, Share
 from featurestore.engine.checks import CheckedRows, Failures, unmet_by_rows
 from featurestore.errors import DefinitionError
 from featurestore.registered.records import from_records, to_record
@@ -97,8 +97,8 @@ def test_shares_are_compared_as_they_are_written() -> None:
         share = float(f"0.{percent:02}") if percent < 100 else 1.0
         for rows in range(100, 1_001, 100):
             failed = percent * rows // 100
-            found = CheckedRows(rows, None, (Failures(failed), Failures(failed)))
-            rules = [(None, Share("x", at_most=share)), (None, Share("x", at_least=share))]
+            found = CheckedRows(rows, None, (Failures(failed), Failures(failed), Failures(failed)))
+            rules = [(None, Share("x", at_most=share)), (None, Share("x", at_least=share)), ("x", NotNull(share))]
             assert not list(unmet_by_rows(rules, found, ())), (share, rows)
 
 
