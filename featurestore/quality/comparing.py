@@ -159,10 +159,9 @@ class _Comparison:
         if status is not None and status.null_count:
             is_served = status.is_valid().to_numpy().astype(bool)
         if status is not None and (values is None or values.null_count):
-            is_present = pc.fill_null(pc.equal(status.cast(pa.string()), Status.PRESENT.name), False)
-            is_unkept = (
-                (is_present if values is None else pc.and_(is_present, values.is_null())).to_numpy().astype(bool)
-            )
+            nulls = np.flatnonzero(is_served if values is None else values.is_null().to_numpy())
+            told = status.take(pa.array(nulls)).cast(pa.string())
+            is_unkept[nulls] = pc.fill_null(pc.equal(told, Status.PRESENT.name), False).to_numpy()
         is_same = np.ones(len(is_served), bool)
         for (revision, code), mine in self._kinds:
             is_other = not is_on_demand and self._before.way(revision, name) not in (None, self._before.way_now(name))

@@ -124,7 +124,7 @@ class Parity:
             for cause, count in causes.items():
                 yield f"{_differences(count)} from what {than}: {CAUSES[cause]}"
         if self.not_explained:
-            yield f"{_differences(self.not_explained)} more were not explained: compare a shorter span"
+            yield f"{_differences(self.not_explained)} beyond these: not explained, compare a shorter span"
         for feature, count in self.not_recomputed.items():
             yield f"{feature}: {_rows(count)} cannot be recomputed, because its code changed since"
         for feature, count in self.not_served.items():

@@ -14,6 +14,8 @@ from featurestore.errors import IntervalError, SettingsError
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.online.records.encoder import RecordEncoder
+from featurestore.quality import reasons
+from featurestore.steps import listening
 from featurestore.types.times import to_datetime
 
 
@@ -267,3 +269,25 @@ def test_differences_are_no_training_set(world: World, capsys: pytest.CaptureFix
     )
     assert "the differences are not written there" in told
     assert "training set" not in told
+
+
+def test_more_differences_than_one_waits_for_are_counted(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.serve((1, 2))
+    world.rides("1", [(1, -1, 4.0, 10), (2, -1, 4.0, 10)])
+    world.materialize()
+    monkeypatch.setattr(reasons, "MOST_EXPLAINED", 4)
+    monkeypatch.setattr(reasons, "MOST_SHOWN", 1)
+    told = list[str]()
+    with listening(lambda event: told.append(event.title)):
+        found = world.parity()
+    assert "find causes of differences" in told
+    assert dict(found.causes) == {"late": 4}
+    assert (found.differing, found.not_explained, found.differences.num_rows) == (6, 2, 1)
+    assert sum(each.differs_now for each in found.features) == 6
+    assert found.entities == (("driver_id=1", 3), ("driver_id=2", 3))
+    assert "2 differences beyond these: not explained" in str(found)
+    out = world.root / "differences.parquet"
+    arguments = "parity", "model", "--since", "2024-02-01", "--check", "--out", str(out)
+    assert "1 of 6 differences written" in CommandLine(world.root, capsys)(*arguments, expect=3)
