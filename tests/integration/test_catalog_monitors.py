@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import random
 import re
 import time
 from collections.abc import Iterator
@@ -303,3 +304,31 @@ def test_figures_that_no_drawing_holds_are_left_out(registry: Registry, local: h
         numbers = re.findall(r"[-\d.e+]+", " ".join(re.findall(r'<path class="(?:was|now)" d="([^"]*)"', page.text)))
         assert page.status_code == 200
         assert all(len(number) < 8 for number in numbers), share
+
+
+def test_the_line_of_states_follows_every_finding(registry: Registry, local: httpx.Client) -> None:
+    dice = random.Random(7)
+    states = ["ok", "ok", "not judged", "ok", "watch", "alarm"]
+    for step in range(30):
+        for _ in range(dice.choice((1, 1, 1, 2, 3, 40))):
+            states.append(dice.choice(("ok", "watch", "alarm", "not judged", "panic")))
+            found = finding("ride_drift", "feature_service:ride_eta_v2", CLOCK() + step)
+            registry.ledger.append(PROJECT, MONITOR, "ride_drift", {**asdict(found), "state": states[-1]})
+        page = local.get("/monitor/ride_drift").text
+        shown = [name.replace("-", " ") for name in re.findall(r'<rect class="([\w-]+)"', page)]
+        assert shown == [state.replace("panic", "unreadable") for state in states[-30:]]
+
+
+def test_long_texts_of_findings_make_no_long_page(registry: Registry, local: httpx.Client) -> None:
+    good, text = finding("ride_drift", "feature_service:ride_eta_v2", CLOCK()), "long " * 1_000
+    (city,) = (each for each in good.features if each.name == "city")
+    line, cause = replace(city.lines[0], told=text, name=text), replace(city.causes[0], told=text)
+    each = replace(city, lines=(line,) * 3, causes=(cause,) * 50, not_judged=text, bars=((text, 0.5, 0.4),) * 9)
+    alarms = tuple(MonitorAlarm(text, text, text, text, 0) for _ in range(500))
+    features = (each, *(replace(each, name=f"{number} {text}") for number in range(300)))
+    found = replace(good, features=features, alarms=alarms, baseline=text, models=(text,) * 50)
+    registry.ledger.append(PROJECT, MONITOR, "ride_drift", asdict(found))
+    for path in ("/", "/monitor", "/monitor/ride_drift", "/monitor/ride_drift?page=2", "/feature_view/driver_stats",
+                 "/feature/feature_view/driver_stats/city", "/feature_service/ride_eta_v2"):  # fmt: skip
+        page = local.get(path)
+        assert (page.status_code, len(page.content) < 100_000) == (200, True), (path, len(page.content))

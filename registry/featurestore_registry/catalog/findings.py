@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -95,13 +95,25 @@ class Findings:
         return self.by_name.get(monitor, NEVER)
 
 
-def read_findings(ledger: LedgerReader, project: str, before: Findings | None = None) -> Findings:
-    """Return what is there; what has not changed since ``before`` is not looked through again."""
+def read_findings(
+    ledger: LedgerReader,
+    project: str,
+    before: Findings | None = None,
+    keep: Callable[[str, int, MonitorDocument | None], object] = lambda *_: None,
+) -> Findings:
+    """Return what is there; what has not changed since ``before`` is not looked through again.
+
+    ``keep`` gets the whole of what is new: monitor, version and document.
+    """
     known = before.by_name if before is not None else {}
     made = {}
     for entry in ledger.scan(project, MONITOR):
         found = known.get(entry.key)
-        made[entry.key] = found if found is not None and found.version == entry.version else _finding(entry)
+        if found is None or found.version != entry.version:
+            document = read(entry, MonitorDocument)
+            keep(entry.key, entry.version, document)
+            found = _finding(document, entry.version)
+        made[entry.key] = found
     return Findings(made)
 
 
@@ -119,6 +131,8 @@ def read_past(
     """
     most, before = max(min(MOST_FINDINGS, _MOST_FEATURES // max(len(last.features), 1)), 2), tuple(known or ())
     new = last.version - before[-1].version if before else most
+    if new == 1:
+        return (*before, Past(last.state, last.made_us, last.open, last.version))[-MOST_FINDINGS:]
     if not 0 <= new <= most:
         before, new = (), most
     entries = ledger.scan(project, MONITOR, key=monitor, limit=new) if new else []
@@ -140,10 +154,9 @@ def worst(states: Sequence[State]) -> State:
     return min(states, key=STATES.index)
 
 
-def _finding(entry: LedgerEntry) -> Finding:
-    document = read(entry, MonitorDocument)
+def _finding(document: MonitorDocument | None, version: int) -> Finding:
     if document is None:
-        return Finding("unreadable", version=entry.version)
+        return Finding("unreadable", version=version)
     return Finding(
         document.state,
         document.made_us,
@@ -152,7 +165,7 @@ def _finding(entry: LedgerEntry) -> Finding:
         tuple(_named(alarm) for alarm in document.alarms[:_MOST_ALARMS]),
         len(document.alarms),
         {each.name: _watched(each) for each in document.features},
-        entry.version,
+        version,
     )
 
 

@@ -134,12 +134,16 @@ class Site:
     def findings(self, project: Project, state: State) -> Findings:
         """Return what monitors found last."""
         name, ledger = project.name, self.registry.ledger
-        return self._findings.get(name, state.ledger, lambda known: read_findings(ledger, name, known))
+
+        def keep(monitor: str, version: int, document: MonitorDocument | None) -> None:
+            self._documents.get(_monitor_key(name, monitor), version, lambda _: document)
+
+        return self._findings.get(name, state.ledger, lambda known: read_findings(ledger, name, known, keep))
 
     def finding(self, project: Project, monitor: str, version: int) -> MonitorDocument | None:
         """Return the whole of what a monitor found last, as of a version: the last few stay in memory."""
         make = partial(read_finding, self.registry.ledger, project.name, monitor)
-        return self._documents.get(f"{len(project.name)}.{project.name}.{monitor}", version, lambda _: make())
+        return self._documents.get(_monitor_key(project.name, monitor), version, lambda _: make())
 
     def past_findings(self, project: Project, monitor: str, finding: Finding) -> Sequence[Past]:
         """Return the states that a monitor was in, oldest first."""
@@ -148,7 +152,7 @@ class Site:
         def make(known: Sequence[Past] | None) -> Sequence[Past]:
             return read_past(ledger, name, monitor, finding, known)
 
-        return self._pasts.get(f"{len(name)}.{name}.{monitor}", finding.version, make)
+        return self._pasts.get(_monitor_key(name, monitor), finding.version, make)
 
     def lineage(self, project: Project, state: State) -> Graph:
         """Return what everything comes from, and who uses it."""
@@ -167,3 +171,7 @@ class Site:
         """Return the figures of all features, for who may read statistics."""
         name, ledger = project.name, self.registry.ledger
         return self._figures.get(name, state.ledger, lambda known: figures_of(ledger, name, known)).shares
+
+
+def _monitor_key(project: str, monitor: str) -> str:
+    return f"{len(project)}.{project}.{monitor}"

@@ -37,7 +37,7 @@ from featurestore_registry.documents import MONITOR, MonitorAlarm, MonitorDocume
 from featurestore_registry.records import Record
 
 PER_PAGE, FEATURES_PER_PAGE = 50, 20
-MOST_ALARMS, MOST_DRAWN, MOST_CAUSES = 40, 8, 4
+MOST_ALARMS, MOST_DRAWN, MOST_CAUSES = 25, 8, 4
 """Open alarms and drawings on a page, and causes of a feature."""
 MOST_ALARMS_BESIDE = 10
 """Open alarms on all pages but the first."""
