@@ -25,6 +25,7 @@ from support.catalog_registry import (
     NOW,
     OTHER,
     PROJECT,
+    customer_profile,
     fill,
     finding,
     put,
@@ -228,6 +229,20 @@ def test_what_is_tagged_personal_later_shows_no_earlier_value(registry: Registry
     put_again(registry, CHANGED_STATS.model_copy(update={"fields": fields}))
     assert shown() == [False, False, False]
     assert "hidden: personal" in local.get("/monitor/ride_drift").text
+
+
+def test_a_cause_that_may_say_a_value_of_what_is_personal_is_left_out(registry: Registry, local: httpx.Client) -> None:
+    paths = ("/monitor/ride_drift", "/feature_view/driver_stats", "/feature/feature_view/driver_stats/city")
+
+    def shown() -> list[tuple[bool, bool]]:
+        pages = [local.get(path).text for path in paths]
+        return [("Montevideo" in page, "of segment carries it" in page) for page in pages]
+
+    assert shown() == [(True, True)] * 3
+    fields = [each.model_copy(update={"tags": {"personal": "yes"}}) for each in customer_profile.fields]
+    put_again(registry, customer_profile.model_copy(update={"fields": tuple(fields)}))
+    assert shown() == [(True, False)] * 3
+    assert "it began with run driver_stats-11" in local.get("/monitor/ride_drift").text  # "age" is in no word of it
 
 
 def test_a_monitor_of_what_is_gone_says_so(registry: Registry, local: httpx.Client) -> None:

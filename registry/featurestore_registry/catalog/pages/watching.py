@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -228,7 +229,7 @@ def _showing(watcher: Watcher, hidden: set[str]) -> Watched | None:
 
 def mentions(cause: str, hidden: Collection[str]) -> bool:
     """Tell whether a cause names a feature whose values no longer show: it may say one of them."""
-    return any(name in cause for name in hidden)
+    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", cause) for name in hidden)
 
 
 def _is_for(document: Document, names: set[str]) -> bool:
