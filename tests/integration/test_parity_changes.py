@@ -65,6 +65,15 @@ def test_two_causes_of_one_window_are_told_by_the_first(windows: World) -> None:
     assert told == dict.fromkeys(("km_sum_1h", "km_sum_1d", "count_all", "miles"), ("not published", "not published"))
 
 
+def test_an_event_that_changes_no_value_is_no_cause(windows: World) -> None:
+    with windows.store() as store:
+        store.push("events", windows.trips([(1, -0.25, 0.0)]), to="offline")
+    windows.serve((1,))
+    late_event(windows, -12)
+    told = {row["feature"]: (row["cause"], row["cause_then"]) for row in windows.parity().differences.to_pylist()}
+    assert told == {"km_sum_1d": ("late", ""), "count_all": ("not published", "not published")}
+
+
 def test_a_change_that_no_value_comes_from_explains_nothing(world: World) -> None:
     world.delete_online("ratings", (1,))
     world.serve((1,))
