@@ -12,11 +12,13 @@ import pandas as pd
 import pytest
 from support.catalog_server import serving_catalog
 from support.command_line import CommandLine
-from support.rides import HOUR, World, view_of
+from support.rides import HOUR, World, driver, source, view_of
 
 from featurestore import (
+    Aggregation,
     Between,
     FeatureService,
+    FeatureView,
     Field,
     Fresh,
     Matches,
@@ -222,6 +224,7 @@ def test_the_catalog_shows_what_is_expected_and_what_is_kept(world: World) -> No
         ("phone", "is VARCHAR, and a condition is true or false"),
         ("rating + 1", "is DOUBLE"),
         ("regexp_matches(city, '(')", "cannot be computed of any row"),
+        ("unnest([true]) AND rating > 1", "Binder Error: .*unnest|UNNEST"),
     ],
 )
 def test_conditions_and_patterns_that_do_not_work_are_told_by_the_plan(world: World, where: str, told: str) -> None:
@@ -229,6 +232,16 @@ def test_conditions_and_patterns_that_do_not_work_are_told_by_the_plan(world: Wo
     with pytest.raises(SourceSchemaError, match=told) as error:
         world.store.plan([view_of(expect=[Share(where, at_most=0.5)])])
     assert "'ratings'" in str(error.value)
+    assert "+49" not in str(error.value)
+
+
+def test_a_condition_on_events_that_does_not_work_is_told_without_values(world: World) -> None:
+    world.write([3.0, 4.0])
+    counted = Aggregation("*", "count", [HOUR], where="CAST(phone AS INTEGER) > 3")
+    fields = [Field("phone", String, tags={"personal": "true"})]
+    view = FeatureView("calls", entities=[driver], source=source.batch_source, schema=fields, aggregations=[counted])
+    with pytest.raises(SourceSchemaError, match="cannot be computed of any row: Conversion Error") as error:
+        world.store.plan([view])
     assert "+49" not in str(error.value)
 
 

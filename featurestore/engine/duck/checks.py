@@ -15,7 +15,7 @@ from featurestore.definitions.expectations import FieldRule
 from featurestore.engine.checks import CheckedRows, Checks, Failures, RowRule, SplitRows, schema_of, times_of
 from featurestore.engine.duck.conditions import kind_of, problem_of
 from featurestore.engine.duck.offline_sql import log, log_columns, read_log
-from featurestore.engine.duck.session import Session, quote, reason_of, text, translated
+from featurestore.engine.duck.session import FAULTS_OF_SQL, Session, quote, reason_of, text, translated
 from featurestore.engine.duck.split import split_rows
 from featurestore.errors import SourceSchemaError
 from featurestore.types import ValueType
@@ -64,7 +64,8 @@ class DuckChecks(Checks):
             try:
                 (found,) = connection.execute(f"SELECT {', '.join(selected)} FROM ({source})").fetchall()
             except (duckdb.ProgrammingError, duckdb.InvalidInputException, duckdb.DataError) as error:
-                raise _uncheckable(name, f"{kind_of(error)} at one of the rows") from None
+                is_of_sql = isinstance(error, FAULTS_OF_SQL)
+                raise _uncheckable(name, reason_of(error) if is_of_sql else f"{kind_of(error)} at a row") from None
         count, greatest_us, *parts = found
         failures = [
             Failures(int(parts[n] or 0), parts[n + 1], parts[n + 2], int(parts[n + 3] or 0))

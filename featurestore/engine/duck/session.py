@@ -387,7 +387,8 @@ def is_fault_of_data(error: duckdb.Error) -> bool:
     return USER_ERROR in str(error).partition("\n\n")[0]  # below it DuckDB may quote our SQL
 
 
-_OUR_FAULTS = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.PermissionException)
+FAULTS_OF_SQL = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.PermissionException)
+"""What DuckDB says of a query before it reads a row: no value is in it."""
 
 
 def _wrong_data(
@@ -412,10 +413,10 @@ def _wrong_data(
         # The line is the user's without the DESCRIBE in front of it.
         told = re.sub(r"^(LINE 1: )DESCRIBE (.*\n) {9}", r"\1\2", message.strip(), flags=re.MULTILINE)
         about = f"The SQL of feature view {sql_of!r} fails: {told}"
-        if isinstance(error, _OUR_FAULTS):
+        if isinstance(error, FAULTS_OF_SQL):
             return SourceSchemaError(about, hint=_sql_hint(error), view=sql_of)
         return SourceError(about, hint="Correct the SQL, or the data it reads.", view=sql_of)
-    if source_files and not isinstance(error, _OUR_FAULTS):
+    if source_files and not isinstance(error, FAULTS_OF_SQL):
         if len(source_files) == 1:
             return source_file_error(source_files[0], reason_of(error))
         return SourceError(f"The source cannot be read: {reason_of(error)}.", hint="Correct the data.")
