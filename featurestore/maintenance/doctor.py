@@ -36,6 +36,7 @@ from featurestore.online.interface import READ_ONLY, UNTOUCHED, eviction_of
 from featurestore.project.access import FILE_NAME as ACCESS_FILE
 from featurestore.project.access import read_access
 from featurestore.project.loader import load_definitions
+from featurestore.served.shape import SECRET_HINT, lack_of_secret
 from featurestore.types.times import to_rfc3339
 from featurestore.workspace import Readers
 
@@ -77,6 +78,7 @@ def examine(workspace: Readers) -> list[Check]:
         ("write access", _write_access, False),
         ("file modes", _file_modes, False),
         ("access", _access, True),
+        ("served log", _served_log, True),
     ):
         if needs_registry and not is_registry_known:
             left.append(name)  # each would wait for it, and fail alike
@@ -120,6 +122,15 @@ def _registry(workspace: Readers) -> Iterator[Check]:
             f"the code of {', '.join(mismatched)} here is not what was applied",
             "Run `fs plan`, then `fs apply`, or check out the applied version.",
         )
+
+
+def _served_log(workspace: Readers) -> Iterator[Check]:
+    services = workspace.snapshot().services
+    kept = [name for name, each in sorted(services.items()) if each.log is not None]
+    if told := lack_of_secret(workspace, services.values()):
+        yield Check("served log", "failed", f"{told} A server does not start so.", SECRET_HINT)
+    elif kept:
+        yield Check("served log", "ok", f"kept of {', '.join(kept)}")
 
 
 def _clock(workspace: Readers) -> Iterator[Check]:

@@ -36,7 +36,7 @@ from featurestore.online.records.marker import MarkerReader
 from featurestore.quarantine.cleaning import Cleaned, clean, clean_gone, held_count
 from featurestore.quarantine.files import tables_of
 from featurestore.registered.snapshot import RegisteredView, Snapshot
-from featurestore.served.retaining import retain
+from featurestore.served.retaining import NOTHING_REMOVED, Retained, retain
 from featurestore.statistics.gone import forget_gone
 from featurestore.steps import step
 from featurestore.types.times import to_short_rfc3339
@@ -76,10 +76,8 @@ class Garbage:
     journal: int = 0
     """Entries of the registry's journal that are older than the settings keep them; a dry run counts at most a thousand
     of each kind."""
-    served: int = 0
-    """Files of served logs whose rows are all older than their services keep them."""
-    served_problems: tuple[str, ...] = ()
-    """What could not be done with served logs, and what to do."""
+    served: Retained = NOTHING_REMOVED
+    """What went of served logs."""
     quarantines: tuple[Cleaned, ...] = ()
     """What goes of rows that were set aside."""
 
@@ -131,14 +129,7 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     pushed = {table: rows for table in unused if (rows := pushed_rows_of(workspace, table))}
     served = retain(workspace, dry_run=dry_run)
     garbage = Garbage(
-        tuple(unused),
-        tuple(prefixes),
-        tuple(kept),
-        pushed,
-        journal=forgotten,
-        served=served.removed,
-        served_problems=served.problems,
-        quarantines=tuple(quarantines),
+        tuple(unused), tuple(prefixes), tuple(kept), pushed, 0, 0, forgotten, served, quarantines=tuple(quarantines)
     )
     return garbage if dry_run else _remove(workspace, cleaned, garbage, parts, pinned)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -11,7 +11,7 @@ from typing import Any
 from featurestore.consistency.belonging import compare_table, part_mismatch
 from featurestore.consistency.online_rows import count_online
 from featurestore.consistency.remains import pushed_rows_of, rows_of
-from featurestore.definitions import Definition, FeatureSelection, FeatureView
+from featurestore.definitions import Definition, FeatureSelection, FeatureService, FeatureView
 from featurestore.errors import DefinitionError, OnlineStoreUnavailableError, RegistryFormatError, did_you_mean
 from featurestore.following.held import held_layouts, not_held
 from featurestore.ledger.commits import Remembered, last_read
@@ -32,6 +32,7 @@ from featurestore.project.loader import collect
 from featurestore.quarantine.held import noted_held
 from featurestore.registered.records import KINDS, from_records, to_record, with_dependencies
 from featurestore.registered.snapshot import RegisteredView, Snapshot, generation_key
+from featurestore.served.shape import SECRET_HINT, lack_of_secret
 from featurestore.windows.layout import Layout
 from featurestore.workspace import Readers
 
@@ -93,6 +94,7 @@ def make_plan(
         mismatch = compare_table(workspace, registered, remembered)
         if mismatch is not None:
             notices.append(f"{mismatch.message} {mismatch.hint}")
+    notices += _lack_of_secret(workspace, wanted, snapshot.definitions if partial else {})
     # Several views may report the same problem of the project: say it once.
     told = tuple(dict.fromkeys(notices))
     plan = Plan(workspace.project, snapshot.revision, snapshot.chain.head, tuple(steps), told, prepare=prepare)
@@ -147,6 +149,15 @@ def check_readable(snapshot: Snapshot, plan: Plan) -> None:
                 kind=kept.kind,
                 name=kept.name,
             ) from None
+
+
+def _lack_of_secret(
+    workspace: Readers, wanted: Iterable[Definition], others: Mapping[tuple[str, str], Definition]
+) -> list[str]:
+    """Return a notice about services that keep a log which needs a secret, where the settings have none."""
+    after = {**others, **{(found.kind, found.name): found for found in wanted}}
+    lack = lack_of_secret(workspace, (each for each in after.values() if isinstance(each, FeatureService)))
+    return [] if lack is None else [f"{lack} A server does not start so. {SECRET_HINT}"]
 
 
 def _unknown_tables(workspace: Readers, snapshot: Snapshot) -> list[str]:

@@ -54,7 +54,7 @@ def parity(workspace: Workspace, service: str, start_us: int, end_us: int) -> Pa
             f"The span from {to_rfc3339(start_us)} to {to_rfc3339(end_us)} is empty.",
             hint="Give a start that lies before the end; the start is part of the span, the end is not.",
         )
-    served = read_served(workspace, service, start_us, end_us)
+    served = read_served(workspace, service, start_us, end_us, with_checksums=True)
     rows = of_known_keys(workspace, served)
     snapshot = workspace.snapshot()
     request = resolve(snapshot, snapshot.get(FeatureService, service), full_feature_names=True)

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from featurestore.errors import DamagedFileError, InputError, OfflineStoreError
+from featurestore.errors import DamagedFileError, OfflineStoreError
 from featurestore.offline.interface import BlobReader, Blobs
 from featurestore.served.shape import AT, KEY, PREDICTED_AT, REQUEST_ID, ROW, ServedShape
 from featurestore.tables import visible
-from featurestore.types.times import MAX_INSTANT, MICROSECOND, MIN_INSTANT, to_rfc3339
+from featurestore.types.times import MAX_INSTANT, MICROSECOND, MIN_INSTANT
 from featurestore.workspace import Readers
 
 if TYPE_CHECKING:
@@ -257,83 +257,9 @@ def _counted(
     kind: Kind, blobs: BlobReader, files: Sequence[ServedFile], service: str, start_us: int, end_us: int
 ) -> list[ServedFile]:
     """Return the files that count and may have rows of [start, end)."""
-
-    def within(first_us: int, last_us: int) -> list[ServedFile]:
-        return [file for file in files if file.first_us <= last_us and file.last_us >= first_us]
-
-    inside = within(start_us, end_us - 1)
-    replacing = [file for file in inside if REPLACING in file.name]
-    # A file spans what it replaces: the ones that replace the same as these lie within their spans.
-    first_us = min((file.first_us for file in replacing), default=start_us)
-    last_us = max((file.last_us for file in replacing), default=end_us)
-    gone = replaced(kind, blobs, within(first_us, last_us), service) if replacing else frozenset()
+    inside = [file for file in files if file.first_us < end_us and file.last_us >= start_us]
+    gone = replaced(kind, blobs, inside, service)  # a file spans what it replaces
     return [file for file in inside if file.name not in gone]
-
-
-def joined(kind: Kind, tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
-    """Return the rows of tables of several revisions in one: columns of ``schema`` first, then others.
-
-    A column that some lack is null there; integers and floats widen, and a column of nulls takes any type. Raises
-    InputError for other changes of type.
-    """
-    import pyarrow as pa
-
-    kinds: dict[str, pa.DataType] = {field.name: field.type for field in schema}
-    for table in tables:
-        for field in table.schema:
-            kinds[field.name] = _wider(kind, field.name, kinds.get(field.name, field.type), field.type, table)
-    target = pa.schema(list(kinds.items()))
-    if all(table.schema.equals(target) for table in tables):
-        return pa.concat_tables([target.empty_table(), *tables])
-    cast = [
-        pa.table(
-            [
-                table.column(field.name).cast(field.type)
-                if field.name in table.column_names
-                else pa.nulls(table.num_rows, field.type)
-                for field in target
-            ],
-            schema=target,
-        )
-        for table in tables
-    ]
-    return pa.concat_tables([target.empty_table(), *cast])
-
-
-def without_others(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a table in which columns of types that do not go together with a schema's are null."""
-    import pyarrow as pa
-
-    for place, field in enumerate(table.schema):
-        at = schema.get_field_index(field.name)
-        if at >= 0 and _together(schema.field(at).type, field.type) is None:
-            table = table.set_column(place, field.name, pa.nulls(table.num_rows))
-    return table
-
-
-def _wider(kind: Kind, name: str, one: pa.DataType, other: pa.DataType, table: pa.Table) -> pa.DataType:
-    import pyarrow.compute as pc
-
-    if (found := _together(one, other)) is not None:
-        return found
-    since = to_rfc3339(pc.min(table.column(kind.at).cast("int64")).as_py())
-    raise InputError(
-        f"{name!r} of the {kind.words} is {one} and, in rows from {since} on, {other}.",
-        hint="Read the spans before and after the change apart: pass start and end.",
-        column=name,
-    )
-
-
-def _together(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Return the type that holds the values of two, None where none does."""
-    import pyarrow as pa
-
-    if one == other or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    pairs = (pa.int32(), pa.int64()), (pa.float32(), pa.float64())
-    return next((wide for narrow, wide in pairs if {one, other} == {narrow, wide}), None)
 
 
 def key_columns(about: About, name: str) -> list[str]:

@@ -196,7 +196,7 @@ def _readable(
         try:
             table, about = read(kind, blobs, file, service)
         except OfflineStoreError as error:
-            if str(error) not in problems:
+            if str(error) not in problems and file in files_of(blobs):
                 problems.append(str(error))
             continue
         yield file, about, table

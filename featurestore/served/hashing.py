@@ -31,6 +31,11 @@ _SCRYPT = {"n": 2**14, "r": 8, "p": 1}
 """About 50 ms and 16 MiB for each try."""
 
 
+def is_second(key_id: str) -> bool:
+    """Tell whether an id is of a key of the second form."""
+    return key_id.startswith(_SECOND)
+
+
 @dataclass(frozen=True, slots=True)
 class LogKey:
     """A secret in one of its forms."""
@@ -41,8 +46,9 @@ class LogKey:
 
     def hashes(self, column: str, values: Iterable[Any], kind: ValueType) -> list[str]:
         """Return canonical values of a column of join keys as hashes of 32 hexadecimal digits."""
-        is_second = self.id.startswith(_SECOND)
-        key = blake2b(column.encode(), key=self.key, digest_size=32).digest() if is_second else self.key
+        key = self.key
+        if is_second(self.id):
+            key = blake2b(column.encode(), key=key, digest_size=32).digest()
         return hashed(values, kind, key)
 
     def checksum(self, crc: int) -> int:
@@ -50,7 +56,7 @@ class LogKey:
 
         Whoever guesses a record's values could make its CRC and compare.
         """
-        if not self.id.startswith(_SECOND):
+        if not is_second(self.id):
             return crc
         return int.from_bytes(blake2b(crc.to_bytes(4), key=self.key, digest_size=4, person=b"fs checksum").digest())
 
@@ -78,7 +84,7 @@ class LogKeys:
         if not key_id:
             return NO_KEY
         if key_id not in self._known:
-            make = _second if key_id.startswith(_SECOND) else _first
+            make = _second if is_second(key_id) else _first
             self._known[key_id] = next((key for key in map(make, self._secrets) if key.id == key_id), None)
         return self._known[key_id]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from featurestore.errors import NotFoundError, did_you_mean
-from featurestore.served.files import PREDICTED, joined, rows_between
+from featurestore.served.files import PREDICTED, rows_between
+from featurestore.served.joined import joined
 from featurestore.served.keep import no_log, read_served, services_kept
 from featurestore.served.predictions import schema_of
 from featurestore.served.shape import AT, MODEL, PREDICTED_AT, PREDICTION, REQUEST_ID, ROW

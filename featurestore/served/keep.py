@@ -11,8 +11,10 @@ from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.offline.interface import Blobs
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import resolve
-from featurestore.served.files import KINDS, PREDICTED, SERVED, Kind, files_of, joined, rows_between, without_others
+from featurestore.served.files import KINDS, PREDICTED, SERVED, Kind, files_of, rows_between
+from featurestore.served.joined import joined, without_others
 from featurestore.served.shape import ServedShape, shape_of
+from featurestore.served.showing import shown
 from featurestore.statistics.sets import thinned
 from featurestore.workspace import Readers, Workspace
 
@@ -67,11 +69,20 @@ def kept_logs(workspace: Readers) -> list[KeptLog]:
     return found
 
 
-def read_served(workspace: Readers, service: str, start_us: int, end_us: int, *, most: int | None = None) -> pa.Table:
+def read_served(
+    workspace: Readers,
+    service: str,
+    start_us: int,
+    end_us: int,
+    *,
+    most: int | None = None,
+    with_checksums: bool = False,
+) -> pa.Table:
     """Return what was served in [start, end), oldest first, in the columns of the service's newest revision.
 
     Of more than ``most`` rows so many are returned, chosen by chance that is the same each time. With it a column that
-    had another type, as its definition was another one, is null there; without it that raises InputError.
+    had another type, as its definition was another one, is null there; without it rows of both raise InputError. What
+    became personal does not show; ``with_checksums`` is for those who compare, as `showing.shown`.
     """
     snapshot = workspace.snapshot()
     shape = _shape(snapshot, service)
@@ -85,7 +96,8 @@ def read_served(workspace: Readers, service: str, start_us: int, end_us: int, *,
     if shape is None and not tables:
         raise no_log(snapshot, service, services_kept(workspace))
     schema = tables[-1].schema if shape is None else shape.schema
-    return joined(SERVED, tables, schema).sort_by(SERVED.order)
+    rows = joined(SERVED, tables, schema).sort_by(SERVED.order)
+    return shown(snapshot, service, rows, with_checksums=with_checksums)
 
 
 def no_log(snapshot: Snapshot, service: str, kept: Sequence[str] = ()) -> NotFoundError:
@@ -94,6 +106,12 @@ def no_log(snapshot: Snapshot, service: str, kept: Sequence[str] = ()) -> NotFou
         return NotFoundError(
             f"Feature service {service!r} keeps no log.",
             hint="Declare FeatureService(..., log=ServedLog(sample=0.1)), and run `fs apply`.",
+            name=service,
+        )
+    if service in kept:
+        return NotFoundError(
+            f"Nothing of the log of {service!r}, which is no feature service any more, lies in this span.",
+            hint="`fs served list` says from when to when it is.",
             name=service,
         )
     hint = did_you_mean(service, [*snapshot.services, *kept])

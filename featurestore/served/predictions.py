@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from featurestore.definitions.base import check_column_name, twins
 from featurestore.errors import InputError
-from featurestore.served.files import FORMAT, PREDICTED, joined
+from featurestore.served.files import FORMAT, PREDICTED
+from featurestore.served.joined import joined
 from featurestore.served.shape import INSTANCE, MODEL, PREDICTED_AT, PREDICTION, REQUEST_ID, ROW
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def checked(
     columns, forms, size = {}, {}, 0
     for name, column in values.items():
         columns[name], forms[name] = _column(name, column)
-        size += sum(map(len, filter(None, columns[name]))) if forms[name] == "text" else 8 * len(column)
+        size += 8 * len(column) + sum(map(getsizeof, columns[name]))
     rows = next(iter(lengths.values()))
     return Prediction(kept_for, request_id, at_us, model, rows, columns, tuple(sorted(forms.items()))), size
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from featurestore.errors import OfflineStoreError
 from featurestore.ledger.leases import Lease, holding
 from featurestore.offline.interface import Blobs
-from featurestore.served.files import FORMAT, About, Kind, ServedFile, files_of, joined, read, replaced, write
+from featurestore.served.files import FORMAT, About, Kind, ServedFile, files_of, read, replaced, write
+from featurestore.served.joined import joined
 from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -102,17 +103,20 @@ def many(files: Sequence[ServedFile], before_us: int) -> list[list[ServedFile]]:
 _Group = list[tuple[ServedFile, "pa.Table", About]]
 
 
-def merge(kind: Kind, blobs: Blobs, files: Sequence[ServedFile], service: str, lease: Alone) -> None:
+def merge(
+    kind: Kind, blobs: Blobs, files: Sequence[ServedFile], service: str, lease: Alone, problems: list[str]
+) -> None:
     """Write files into few, those of one revision into one.
 
     No file of more than `MERGED_ROWS` comes of it, so that no more is held at once; half as large ones stay, and so do
-    damaged ones.
+    damaged ones, which are noted in ``problems``.
     """
     groups: dict[tuple[Any, ...], _Group] = {}
     for file in files:
         try:
             rows, about = read(kind, blobs, file, service)
-        except OfflineStoreError:
+        except OfflineStoreError as error:
+            problems.append(str(error))
             continue
         if rows.num_rows > MERGED_ROWS // 2:
             continue

@@ -23,8 +23,11 @@ class Retained:
 
     removed: int
     """Files that are gone, because all their rows were past their retention."""
-    problems: tuple[str, ...]
+    problems: tuple[str, ...] = ()
     """What could not be done, and what to do."""
+
+
+NOTHING_REMOVED = Retained(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ def retain(workspace: Workspace, *, dry_run: bool = False) -> Retained:
             problems.append(str(error))
     for kind, service in () if dry_run else logs:
         try:
-            _merge(workspace, kind, service)
+            _merge(workspace, kind, service, problems)
         except FeatureStoreError as error:
             problems.append(f"Files of {kind.what(service)} were not merged: {error}")
     return Retained(removed, tuple(dict.fromkeys(problems)))
@@ -96,13 +99,13 @@ def _old(
     return old
 
 
-def _merge(workspace: Workspace, kind: Kind, service: str) -> None:
+def _merge(workspace: Workspace, kind: Kind, service: str, problems: list[str]) -> None:
     blobs, before_us = blobs_of(workspace, kind, service), workspace.clock() - MERGED_AFTER_US
     if not many(files_of(blobs), before_us):
         return
     with alone(workspace, service) as lease:
-        for of_day in many(lease.settled(kind, blobs, service, []), before_us):
-            merge(kind, blobs, of_day, service, lease)
+        for of_day in many(lease.settled(kind, blobs, service, problems), before_us):
+            merge(kind, blobs, of_day, service, lease, problems)
 
 
 def check_files(workspace: Readers) -> list[FilesChecked]:
@@ -116,7 +119,8 @@ def check_files(workspace: Readers) -> list[FilesChecked]:
                 try:
                     read(kind, blobs, file, service)
                 except OfflineStoreError as error:
-                    problems.append(str(error))
+                    if file in files_of(blobs):  # else it was merged meanwhile
+                        problems.append(str(error))
             checked.append(FilesChecked(kind.what(service), len(files), tuple(problems)))
     return checked
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from featurestore.definitions import FeatureView, Field, ServedLog
+from featurestore.definitions import FeatureService, FeatureView, Field, ServedLog
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest, OutputColumn, ViewRead
 from featurestore.request.personal import is_hidden
-from featurestore.served.hashing import NO_KEY, LogKey, LogKeys
+from featurestore.served.hashing import KEYS_HINT, NO_KEY, LogKey, LogKeys, keys_of
 from featurestore.statistics.columns import is_personal
 from featurestore.statuses import Status
 from featurestore.types import ValueType
 from featurestore.types.arrow import arrow_type
+from featurestore.workspace import Readers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +37,9 @@ EVENT, CREATED, SCHEMA, CRC, GENERATION = "event_timestamp", "created_timestamp"
 """What is kept of each record: ``view.{read}.event_timestamp`` and so on."""
 STATUSES = (Status.PRESENT, Status.NULL_VALUE, Status.NOT_FOUND, Status.OUTSIDE_MAX_AGE)
 """In the order of their codes in the columns of statuses."""
+
+SECRET_HINT = f'{KEYS_HINT} Or declare ServedLog(keys="plain").'
+"""What to do without a secret."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,17 @@ class ServedShape:
             of_record = (EVENT, instant), (CREATED, instant), (SCHEMA, pa.string()), (CRC, pa.uint32())
             columns += [(view_column(read, name), kind) for name, kind in (*of_record, (GENERATION, pa.int32()))]
         return pa.schema(columns)
+
+
+def lack_of_secret(workspace: Readers, services: Iterable[FeatureService]) -> str | None:
+    """Return what is wrong where a log keeps join keys hashed and the settings have no secret, None where all is well.
+
+    A server does not start so.
+    """
+    wanting = sorted(each.name for each in services if each.log and each.log.keys == "hashed")
+    if not wanting or keys_of(workspace).is_known:
+        return None
+    return f"The log of {', '.join(wanting)} keeps join keys hashed, and the settings have no secret."
 
 
 def has_checksums(log: ServedLog, view: FeatureView) -> bool:

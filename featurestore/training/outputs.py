@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featurestore.definitions import ParquetSource
 from featurestore.errors import NO_SPACE, DiskFullError, InputError
 from featurestore.workspace import Readers
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _BEGINNINGS = (b"PAR1", b"")
 """How a file begins that may be overwritten: an earlier training set, or an empty file."""
@@ -93,3 +98,17 @@ def output_errors(target: Path) -> Iterator[None]:
         reason = os.strerror(error.errno) if error.errno else str(error)
         hint = f"Check that you may write in {target.parent}, or write elsewhere."
         raise InputError(f"{target} cannot be written: {reason}.", hint=hint, path=str(target)) from None
+
+
+def write_rows(rows: pa.Table, path: Path) -> None:
+    """Write rows to a Parquet file, which appears complete or not at all. Raises DiskFullError and InputError."""
+    import pyarrow.parquet as pq
+
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    try:
+        with output_errors(path):
+            pq.write_table(rows, partial, compression="zstd")
+            partial.replace(path)
+    finally:
+        with suppress(OSError):  # a file that could not be made cannot be removed
+            partial.unlink()

@@ -125,6 +125,18 @@ def test_other_code_is_not_run(world: World) -> None:
     assert [each.rows for each in found.features] == [10, 10, 10, 5]
 
 
+def test_rows_of_an_earlier_secret_are_compared_as_well(tmp_path: Path) -> None:
+    world = World(tmp_path / "taxi", "hashed")
+    world.serve()
+    settings = world.root / "feature_store.yaml"
+    settings.write_text("project: taxi\nserved: {secret: another long text, earlier_secrets: [long and random text]}\n")
+    world.serve()
+    world.rides("1", [(1, -1, 4.0, 10)])
+    world.materialize()
+    found = world.parity()
+    assert (found.rows, causes(found)) == (10, ({"late": 6}, {}))
+
+
 @pytest.mark.parametrize("keys", ["plain", "hashed"])
 def test_a_record_that_is_not_that_of_its_row_is_damaged(tmp_path: Path, keys: str) -> None:
     world = World(tmp_path / "taxi", keys)

@@ -326,7 +326,7 @@ def test_names_that_change_their_kind_are_told(project: Project, clock: ManualCl
     assert len(files.files_of(project.workspace(clock).offline.blobs("shop", "predicted.logged"))) == 2
     with pytest.raises(InputError, match=r"'prediction.p' of the log of predictions is") as told:
         read_predictions(project.workspace(clock), "logged", 0, clock() + 1)
-    assert "Read the spans before and after" in told.value.hint
+    assert "Read rows before 2024-02-01T12:00:00.000000Z, and after" in told.value.hint
 
 
 def test_a_damaged_file_is_named_and_predictions_of_nobody_too(project: Project, clock: ManualClock) -> None:

@@ -179,7 +179,7 @@ def test_a_failing_disk_loses_rows_and_says_so(
     (place / "_served.whole").write_text("a file where the folder should be")
     with serving_here(project.workspace(clock)) as client:
         ask(client, "whole", {"customer_id": [1]}, "r")
-    assert "1 rows of the log of whole are lost: " in caplog.text
+    assert "1 rows of the served log of whole are lost: " in caplog.text
 
 
 def test_chance_takes_about_the_share_that_is_asked_for(
@@ -299,9 +299,16 @@ def test_rows_of_several_revisions_are_read_together(project: Project, clock: Ma
     (project.root / "features.py").write_text(text.replace('Field("an_int32", Int32)', 'Field("an_int32", String)'))
     project.apply()
     kept(project, clock, "whole", 0.5, [3])
-    with pytest.raises(InputError, match=r"'value.an_int32' of the served log is") as told:
+    with pytest.raises(InputError, match=r"'value.an_int32' of the served log is int64 until 2024-01-31T12") as told:
         read_served(project.workspace(clock), "whole", 0, clock())
-    assert "Read the spans" in told.value.hint
+    assert "and string from 2024-02-01T00:00:00" in told.value.message
+    assert "rows before 2024-02-01T00:00:00.000000Z" in told.value.hint
+    change = to_instant("2024-02-01T00:00:00Z")
+    kinds = [
+        read_served(project.workspace(clock), "whole", *span).schema.field("value.an_int32").type
+        for span in ((0, change), (change, clock()))
+    ]
+    assert kinds == [pa.int64(), pa.string()]
 
 
 def test_the_facade_and_the_command_line_read_it(

@@ -21,9 +21,10 @@ from featurestore.offline.local.blobs import FolderBlobs
 from featurestore.served import files
 from featurestore.served.forgetting import forget
 from featurestore.served.hashing import LogKeys
+from featurestore.served.joined import joined
 from featurestore.served.keep import kept_logs, read_served
 from featurestore.served.replacing import alone
-from featurestore.served.retaining import retain
+from featurestore.served.retaining import check_files, retain
 
 
 @pytest.fixture
@@ -85,6 +86,8 @@ def test_who_slept_over_its_lease_brings_nothing_back(
     assert told == [1]
     assert "lost its lease" in " ".join(found.problems)
     assert sorted(ids_of(project, clock)) == sorted(left)
+    newest_us = int(last.partition("-")[0])  # of a span in which nothing was forgotten
+    assert read_served(project.workspace(clock), "whole", newest_us, newest_us + 1).num_rows == 1
     assert retain(project.workspace(clock)).problems == ()
     assert sorted(ids_of(project, clock)) == sorted(left)
     assert len(files.files_of(project.workspace(clock).offline.blobs("shop", "served.whole"))) == 1
@@ -113,8 +116,8 @@ def test_what_a_span_does_not_show_is_forgotten_there_all_the_same(project: Proj
     both = files.files_of(blobs)
     tables = [files.read(files.SERVED, blobs, file, "whole") for file in both]
     with alone(workspace, "whole") as lease:
-        joined = files.joined(files.SERVED, [table for table, _ in tables], tables[0][0].schema)
-        lease.replace(files.SERVED, blobs, both, joined, tables[0][1])
+        one = joined(files.SERVED, [table for table, _ in tables], tables[0][0].schema)
+        lease.replace(files.SERVED, blobs, both, one, tables[0][1])
     (merged,) = files.files_of(blobs)
     content = blobs.get(merged.name, "")
     forget(workspace, {"customer_id": 1})
@@ -146,14 +149,16 @@ def test_a_damaged_file_is_named_and_the_rest_is_done(
     damaged.write_bytes(damaged.read_bytes()[:-1])
     fs = CommandLine(project.root, capsys)
     workspace = project.workspace(clock)
-    assert retain(workspace).removed == 1
+    found = retain(workspace)
+    assert found.removed == 1
+    assert [damaged.name in problem for problem in found.problems] == [True]
     assert len(list(folder_of(project).glob("*.parquet"))) == 2  # the damaged one, and the others as one
     fs("verify", expect=1)
     assert damaged.name in fs.out
     assert "delete the file: the log then lacks its rows" in " ".join(fs.out.split())
-    found = forget(workspace, {"customer_id": 1})
-    assert found.rows == 1
-    assert [damaged.name in problem for problem in found.problems] == [True]
+    forgotten = forget(workspace, {"customer_id": 1})
+    assert forgotten.rows == 1
+    assert [damaged.name in problem for problem in forgotten.problems] == [True]
     document = fs.json("served", "forget", "--entity", "customer_id=2", expect=1)
     assert (document["rows"], len(document["problems"])) == (1, 1)
     damaged.unlink()
@@ -195,6 +200,16 @@ def test_reading_while_files_are_merged_shows_each_row_once(
     last = sorted(folder_of(project).glob("*.parquet"))[-1].name
     once_before(monkeypatch, "get", lambda: retain(project.workspace(clock)), within=last)
     assert sorted(ids_of(project, clock)) == list(range(9))
+
+
+def test_what_is_merged_while_it_is_checked_is_not_damaged(
+    project: Project, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied(project, clock, 3, 9)
+    last = sorted(folder_of(project).glob("*.parquet"))[-1].name
+    once_before(monkeypatch, "get", lambda: retain(project.workspace(clock)), within=last)
+    (found,) = (each for each in check_files(project.workspace(clock)) if each.what == "the served log of whole")
+    assert (found.files, found.problems) == (9, ())
 
 
 def test_requests_without_rows_clocks_before_1970_and_foreign_names_do_no_harm(

@@ -33,8 +33,8 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> Any:
         "files": garbage.files,
         "records": garbage.records,
         "journal_entries": garbage.journal,
-        "served_files": garbage.served,
-        "served_problems": list(garbage.served_problems),
+        "served_files": garbage.served.removed,
+        "served_problems": list(garbage.served.problems),
         "quarantines": [
             {"table": str(each.table), "files": each.files, "held": each.held, "is_gone": each.is_gone}
             for each in garbage.quarantines
@@ -47,8 +47,9 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> Any:
         output.say(f"offline table {found} {'would be removed' if dry_run else 'removed'}{pushed}")
     if garbage.journal:
         output.say(f"{garbage.journal:,} old journal entries {'would be removed' if dry_run else 'removed'}.")
-    if garbage.served:
-        output.say(f"{garbage.served:,} old files of served logs {'would be removed' if dry_run else 'removed'}.")
+    if garbage.served.removed:
+        removed = f"{garbage.served.removed:,} old files of served logs"
+        output.say(f"{removed} {'would be removed' if dry_run else 'removed'}.")
     for each in garbage.quarantines:
         held = "" if not each.is_gone else f" with {'its' if each.held is None else f'{each.held:,}'} held rows"
         removed = "would be removed" if dry_run else "removed"
@@ -59,6 +60,6 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> Any:
         output.say("Leftover files and online keys are counted when they are removed.")
     else:
         output.say(f"{garbage.files:,} files and {garbage.records:,} online keys removed.")
-    for problem in garbage.served_problems:
+    for problem in garbage.served.problems:
         output.say(problem, style="red")
-    return EXIT_FAILED if garbage.served_problems else 0
+    return EXIT_FAILED if garbage.served.problems else 0

@@ -12,7 +12,7 @@ from featurestore.cli.output import Output, repo_command
 from featurestore.errors import NotFoundError
 from featurestore.quality.parity import HEADS, Parity
 from featurestore.store import FeatureStore
-from featurestore.training.outputs import check_output
+from featurestore.training.outputs import check_output, write_rows
 from featurestore.types.times import to_datetime, to_short_rfc3339
 
 
@@ -39,8 +39,6 @@ def command(
     As then: with what was committed and online when it was served. As now: with what is known today, late rows and
     corrections included. The service keeps a log: FeatureService(..., log=ServedLog(...)).
     """
-    import pyarrow.parquet as pq
-
     if out is not None:
         check_output(store.workspace, out, what="the differences are")
     clock = store.workspace.clock
@@ -52,7 +50,7 @@ def command(
     for note in found.notes():
         output.say(note)
     if out is not None:
-        pq.write_table(found.differences, out, compression="zstd")
+        write_rows(found.differences, out)
         output.say(f"{_written(found)} written to {out}.")
     if check and found.is_empty:
         first, last = (to_short_rfc3339(at_us) for at_us in (found.start_us, found.end_us))

@@ -15,7 +15,7 @@ from featurestore.cli.shared import shared_options
 from featurestore.served.forgetting import is_part_of_a_key
 from featurestore.served.keep import KeptLog, kept_logs
 from featurestore.store import FeatureStore
-from featurestore.training.outputs import check_output
+from featurestore.training.outputs import check_output, write_rows
 from featurestore.types.times import to_datetime, to_short_rfc3339
 
 
@@ -77,14 +77,12 @@ def export(
     out: Path,
 ) -> None:
     """Write what was served for a service into one Parquet file."""
-    import pyarrow.parquet as pq
-
     check_output(store.workspace, out, what="served rows are")
     clock = store.workspace.clock
     bounds = [None if given is None else to_datetime(given(clock)) for given in (since, until)]
     found = store.join_predictions(service, *bounds) if predictions else None
     rows = store.read_served(service, *bounds) if found is None else found.rows
-    pq.write_table(rows, out, compression="zstd")
+    write_rows(rows, out)
     output.emit({"out": str(out), "rows": rows.num_rows, **({} if found is None else found.counts())})
     output.say(f"{rows.num_rows:,} rows written to {out}.")
     for note in () if found is None else found.notes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -196,6 +197,7 @@ def write_whole(path: Path, content: bytes, *, replace: bool = True) -> None:
 
 
 _NO_FOLDER_HINT = "Something else is where a folder should be: move it away, or set `offline_store` to another folder."
+_READ_ONLY_HINT = "The disk of `offline_store` is mounted read-only: mount it for writing, or run this where it is."
 _DISK_HINTS: dict[type[OSError], str] = {
     PermissionError: "Let this user read and write the folder of `offline_store` and everything in it.",
     FileExistsError: _NO_FOLDER_HINT,
@@ -211,7 +213,8 @@ def disk_errors(doing: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in NO_SPACE:
             raise DiskFullError(f"No space was left while trying to {doing}.", hint=DISK_HINT) from None
-        raise OfflineStoreError(f"Could not {doing}: {error}.", hint=_DISK_HINTS.get(type(error), "")) from None
+        hint = _READ_ONLY_HINT if error.errno == errno.EROFS else _DISK_HINTS.get(type(error), "")
+        raise OfflineStoreError(f"Could not {doing}: {error}.", hint=hint) from None
 
 
 def rewrite(source: Path, target: Path, schema: pa.Schema) -> None:

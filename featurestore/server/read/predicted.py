@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from featurestore.errors import FeatureStoreError
 from featurestore.served.files import PREDICTED, write
 from featurestore.served.keep import blobs_of
 from featurestore.served.predictions import KeptFor, Prediction, about_predictions, merged, tables_of
+from featurestore.server.read.losses import Losses
 from featurestore.server.watch.metrics import Metrics
 from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-logger = logging.getLogger("featurestore.server")
-
 FILE_SECONDS, FILE_ROWS, FILE_BYTES = 60.0, 200_000, 64 << 20
 """A file is written when its first row is so old, or so much is held for it."""
-WARN_SECONDS = 60.0
-
-
-class Warnings:
-    """Warns of one thing at most once in `WARN_SECONDS`."""
-
-    def __init__(self) -> None:
-        self._next_s: dict[str, float] = {}
-
-    def tell(self, about: str, told: str) -> None:
-        """Log a warning about something, unless it was just told."""
-        now_s = monotonic()
-        if now_s >= self._next_s.get(about, 0.0):
-            self._next_s[about] = now_s + WARN_SECONDS
-            logger.warning("%s", told)
 
 
 @dataclass(slots=True)
@@ -56,15 +38,14 @@ class _Held:
 class PredictionLogs:
     """Keeps predictions; all but ``queue`` is for the thread of the served log."""
 
-    def __init__(self, workspace: Workspace, metrics: Metrics, instance: str) -> None:
-        self._workspace, self._metrics, self._instance = workspace, metrics, instance
+    def __init__(self, workspace: Workspace, metrics: Metrics, instance: str, losses: Losses) -> None:
+        self._workspace, self._metrics, self._instance, self._losses = workspace, metrics, instance, losses
         self.queue: deque[tuple[Prediction, int]] = deque()
         """Predictions, each with about its bytes: for the event loop to append to."""
         self.taken_rows = self.taken_bytes = 0
         """What the thread took from the queue, since the start."""
         self._held: dict[str, _Held] = {}
         self._files = 0
-        self._warn = Warnings().tell
 
     def turn(self, *, is_last: bool) -> None:
         """Take what is queued, and write what has waited long enough."""
@@ -91,8 +72,8 @@ class PredictionLogs:
         try:
             blobs = blobs_of(self._workspace, PREDICTED, service)
             write(PREDICTED, blobs, table, about_predictions(kept_for), instance=self._instance, number=self._files)
-        except FeatureStoreError as error:
-            self._metrics.predicted_dropped.labels(service, "failed").inc(table.num_rows)
-            self._warn(service, f"{table.num_rows:,} rows of the log of predictions of {service} are lost: {error}")
+        except Exception as error:  # whatever it is, the rows are lost and are told
+            self._losses.failed(PREDICTED, service, table.num_rows, error)
         else:
             self._metrics.predicted_rows.labels(service).inc(table.num_rows)
+            self._losses.done(PREDICTED, service, table.num_rows)

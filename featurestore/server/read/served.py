@@ -13,10 +13,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from sys import getsizeof
 from time import monotonic
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from featurestore.errors import FeatureStoreError, SettingsError
+from featurestore.errors import SettingsError
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest
 from featurestore.served import files
@@ -24,8 +26,9 @@ from featurestore.served.hashing import KEYS_HINT, keys_of
 from featurestore.served.keep import blobs_of
 from featurestore.served.predictions import Prediction
 from featurestore.served.rows import Clocks, ServedRequest, ServedRows
-from featurestore.served.shape import ServedShape, shape_of
-from featurestore.server.read.predicted import FILE_BYTES, FILE_ROWS, FILE_SECONDS, PredictionLogs, Warnings
+from featurestore.served.shape import SECRET_HINT, ServedShape, lack_of_secret, shape_of
+from featurestore.server.read.losses import FULL, SECRET, Losses
+from featurestore.server.read.predicted import FILE_BYTES, FILE_ROWS, FILE_SECONDS, PredictionLogs
 from featurestore.server.watch.metrics import Metrics
 from featurestore.serving.compiled import Answer, Query
 from featurestore.workspace import Workspace
@@ -36,7 +39,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("featurestore.server")
 
 MOST_ROWS, MOST_BYTES = 100_000, 64 << 20
-"""How many rows, and bytes of records, may wait in the queue."""
+"""How many rows may wait in the queue, and about how many bytes of memory."""
+CLOSE_SECONDS = 10.0
+"""How long a server that stops waits for the store to take what is held."""
 DRAIN_SECONDS = 1.0
 """How often the queue is emptied."""
 BATCH_VALUES = 100_000
@@ -73,7 +78,8 @@ class ServedLogs:
         self.clocks: Callable[[], Clocks] = Clocks
         """Says how far other clocks are ahead."""
         self._instance = secrets.token_hex(8)
-        self.predictions = PredictionLogs(workspace, metrics, self._instance)
+        self._losses = Losses(metrics)
+        self.predictions = PredictionLogs(workspace, metrics, self._instance, self._losses)
         """Keeps what models made of the answers; it shares queue, thread and bounds."""
         self._keys = keys_of(workspace)
         self._queue: deque[_Offered] = deque()
@@ -82,28 +88,27 @@ class ServedLogs:
         """What the event loop put into the queues, since the start; the thread has its own count of what it took."""
         self._taken_rows = self._taken_bytes = 0
         self._held: dict[int, tuple[ServedShape, _Held]] = {}
-        self._warn = Warnings().tell
+        self._told = set[str]()
+        """The services without a secret of which it was told."""
         self._files = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def check(self, snapshot: Snapshot) -> None:
         """Raise SettingsError where a service wants hashed join keys and the settings have no secret."""
-        wanting = [name for name, each in snapshot.services.items() if each.log and each.log.keys == "hashed"]
-        if wanting and not self._keys.is_known:
-            raise SettingsError(
-                f"The log of {', '.join(sorted(wanting))} keeps join keys hashed, and the settings have no secret.",
-                hint=f'{KEYS_HINT} Or declare ServedLog(keys="plain").',
-                key="served.secret",
-            )
+        if told := lack_of_secret(self._workspace, snapshot.services.values()):
+            raise SettingsError(told, hint=SECRET_HINT, key="served.secret")
 
     def shape(self, snapshot: Snapshot, request: FeatureRequest, service: str) -> ServedShape | None:
         """Return how answers of a service are kept, None where they are not; warns where they cannot be."""
         shape = shape_of(snapshot, request, service, self._keys)
-        if shape is not None and shape.log.keys == "hashed" and not self._keys.is_known:
-            self._warn("secret", f"the log of {service} is not written: the settings have no secret. {KEYS_HINT}")
-            return None
+        if shape is not None and self._lacks_secret(shape) and service not in self._told:
+            self._told.add(service)
+            logger.warning("the log of %s is not written: the settings have no secret. %s", service, KEYS_HINT)
         return shape
+
+    def _lacks_secret(self, shape: ServedShape) -> bool:
+        return shape.log.keys == "hashed" and not self._keys.is_known
 
     def start(self) -> None:
         """Start the thread."""
@@ -111,10 +116,12 @@ class ServedLogs:
         self._thread.start()
 
     def close(self) -> None:
-        """Write what is held, and end the thread."""
+        """Write what is held, and end the thread; what the store does not take within `CLOSE_SECONDS` is lost."""
         if self._thread is not None:
             self._stop.set()
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
+            if self._thread.is_alive():  # it ends with the process
+                self._losses.stopped()
             self._thread = None
 
     def offer(
@@ -133,15 +140,20 @@ class ServedLogs:
         """
         if self._chance() >= shape.log.sample:
             return False
-        size = sum(len(record) for record in records if record is not None)
-        if not self._has_room(query.rows, size):
-            self._metrics.served_dropped.labels(shape.service, "full").inc(query.rows)
+        if self._lacks_secret(shape):
+            self._losses.refused(files.SERVED, shape.service, query.rows, SECRET)
             return False
         given = {name: columns[name] for name in shape.keys}
         data = {name: query.request_data[name] for name in shape.request_fields}
         computed = () if answer is None else answer.computed
+        size = _size_of(query.keys) + _size_of(records) + sum(map(_size_of, (*given.values(), *data.values())))
+        size += sum(_size_of(column) for of_view in computed for column in of_view)
+        if not self._has_room(query.rows, size):
+            self._losses.refused(files.SERVED, shape.service, query.rows, FULL)
+            return False
         kept = ServedRequest(request_id, now_us, query.rows, given, data, query.keys, records, query.found, computed)
         self._queue.append(_Offered(shape, kept, size))
+        self._losses.offered(files.SERVED, shape.service, query.rows)
         self._offered_rows += query.rows
         self._offered_bytes += size
         return True
@@ -149,9 +161,10 @@ class ServedLogs:
     def offer_prediction(self, prediction: Prediction, size: int) -> bool:
         """Keep a prediction if there is room, and tell whether there was. As `offer`, but for chance."""
         if not self._has_room(prediction.rows, size):
-            self._metrics.predicted_dropped.labels(prediction.kept_for.service, "full").inc(prediction.rows)
+            self._losses.refused(files.PREDICTED, prediction.kept_for.service, prediction.rows, FULL)
             return False
         self.predictions.queue.append((prediction, size))
+        self._losses.offered(files.PREDICTED, prediction.kept_for.service, prediction.rows)
         self._offered_rows += prediction.rows
         self._offered_bytes += size
         return True
@@ -180,6 +193,7 @@ class ServedLogs:
                 work(is_last=is_last)
             except Exception:  # the thread must live: the next turn may do better
                 logger.exception("the served log failed")
+        self._losses.tell(is_last=is_last)
 
     def _keep_answers(self, *, is_last: bool) -> None:
         self._drain()
@@ -208,7 +222,7 @@ class ServedLogs:
         try:
             batch = held.rows.batch(requests, self._instance, self.clocks())
         except Exception as error:
-            self._dropped(shape, rows, "failed", error)
+            self._losses.failed(files.SERVED, shape.service, rows, error)
             return
         finally:
             self._taken_rows += rows
@@ -238,11 +252,16 @@ class ServedLogs:
                 files.write(
                     files.SERVED, blobs, table, files.about_of(shape), instance=self._instance, number=self._files
                 )
-            except FeatureStoreError as error:
-                self._dropped(shape, table.num_rows, "failed", error)
+            except Exception as error:  # whatever it is, the rows are lost and are told
+                self._losses.failed(files.SERVED, shape.service, table.num_rows, error)
             else:
                 self._metrics.served_rows.labels(shape.service).inc(table.num_rows)
+                self._losses.done(files.SERVED, shape.service, table.num_rows)
 
-    def _dropped(self, shape: ServedShape, rows: int, reason: str, error: Exception) -> None:
-        self._metrics.served_dropped.labels(shape.service, reason).inc(rows)
-        self._warn(shape.service, f"{rows:,} rows of the log of {shape.service} are lost: {error}")
+
+def _size_of(values: Sequence[Any]) -> int:
+    """Return about how many bytes values take in memory."""
+    kinds = set(map(type, values))
+    if kinds <= {int, float, bool, str, bytes, NoneType}:
+        return 8 * len(values) + sum(map(getsizeof, values))
+    return sum(8 + (_size_of(value) if isinstance(value, list | tuple) else getsizeof(value)) for value in values)

@@ -96,7 +96,8 @@ class Metrics:
         )
         self.served_dropped = counter(
             "featurestore_served_dropped",
-            "Entity rows of answers that the served log should have and lacks: its queue was full, or writing failed.",
+            "Entity rows of answers that the served log should have and lacks, by reason: full (its queue),"
+            " failed, secret (none in the settings), stopped.",
             ["service", "reason"],
         )
         self.predicted_rows = counter(
@@ -104,7 +105,8 @@ class Metrics:
         )
         self.predicted_dropped = counter(
             "featurestore_predicted_dropped",
-            "Rows of predictions that were sent and are not in their log: its queue was full, or writing failed.",
+            "Rows of predictions that were sent and are not in their log, by reason: full (its queue), failed,"
+            " stopped.",
             ["service", "reason"],
         )
 
