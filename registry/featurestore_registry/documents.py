@@ -242,17 +242,10 @@ class StatisticsDocument:
 
 
 COMPARED: Mapping[str, str] = {
-    "psi": "distribution",
-    "shift": "mean",
-    "jensen_shannon": "categories",
-    "nulls": "nulls",
-    "not_finite": "NaN and infinities",
-    "statuses": "statuses",
-    "outside": "outside the bins",
-    "new_values": "new values",
-    "stale": "age of records",
-    "match_rate": "match rate",
-}
+    "psi": "distribution", "shift": "mean", "jensen_shannon": "categories", "nulls": "nulls",
+    "not_finite": "NaN and infinities", "statuses": "statuses", "outside": "outside the bins",
+    "new_values": "new values", "stale": "age of records", "match_rate": "match rate",
+}  # fmt: skip
 """What a monitor compares, in words, in the order in which it is told."""
 RECORDS, MATCHES = "records of ", "served as known"
 """Begins the name under which a monitor tells the age of a view's records; and the name of the rate of matches."""
