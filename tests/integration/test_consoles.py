@@ -82,6 +82,7 @@ RUNS = [
     ["served", "list"],
     ["monitor", NAMES],
     ["quarantine", "list"],
+    ["performance", NAMES, "--label", "a:b", "--horizon", "6h", "--prediction", "x"],
     ["parity", NAMES],
     ["teardown"],
     ["init", f"{NAMES}/new"],
@@ -152,7 +153,7 @@ def expected_code(arguments: list[str]) -> int:
     if arguments == [NAMES] or f"{NAMES}=1" in arguments or arguments[0] == "catalog":
         return 2
     is_unknown = (
-        arguments[0] in ("accept", "show", "lineage", "monitor", "parity", "peek", "push", "promote")
+        arguments[0] in ("accept", "show", "lineage", "monitor", "parity", "peek", "performance", "push", "promote")
         and arguments[1] == NAMES
     )
     needs_more = arguments[0] in ("serve", "teardown", "policy", *NEED_A_SERVER)
