@@ -39,20 +39,10 @@ def step_notices(
         return
     name, created = wanted.name, wanted.created_timestamp_field
     if before is None and wanted.rules:
-        rules = "; ".join(str(rule) if field is None else f"{field}: {rule}" for field, rule in wanted.rules)
-        yield f"{name} expects {rules}. {_ON_FAILURE[wanted.on_failure]}"
-    for source in (source for source in wanted.sources if isinstance(source, PushSource)):
-        if wanted.sql is not None:
-            yield (
-                f"{name} takes no rows that are pushed to {source.name}: they would have to pass through its SQL. Its "
-                "values change when `fs materialize` reads the batch source."
-            )
-        elif pushed:
-            rows = "1 row that was" if pushed == 1 else f"{pushed:,} rows that were"
-            yield (
-                f"of {rows} pushed to {source.name}, the new generation gets what its batch source holds, and `fs gc` "
-                "deletes the rest with the old generation. To keep that, push it again before."
-            )
+        yield _expected(wanted)
+    for source in wanted.sources:
+        if isinstance(source, PushSource):
+            yield from _of_pushes(wanted, source, pushed)
     if wanted.aggregations and wanted.online and not wanted.takes_events:
         yield (
             f"{name} takes no pushes: training sees every event up to the instant asked, serving only those of the "
@@ -73,6 +63,26 @@ def step_notices(
             f"{name}: {not_shown(created)}. Where a row is made of several, select {_greatest(wanted)} AS {created}: "
             "see the how-to on aggregations in SQL."
         )
+
+
+def _of_pushes(view: FeatureView, source: PushSource, pushed: int) -> Iterator[str]:
+    if view.sql is not None:
+        yield (
+            f"{view.name} takes no rows that are pushed to {source.name}: they would have to pass through its SQL. Its "
+            "values change when `fs materialize` reads the batch source."
+        )
+    elif pushed:
+        rows = "1 row that was" if pushed == 1 else f"{pushed:,} rows that were"
+        yield (
+            f"of {rows} pushed to {source.name}, the new generation gets what its batch source holds, and `fs gc` "
+            "deletes the rest with the old generation. To keep that, push it again before."
+        )
+
+
+def _expected(view: FeatureView) -> str:
+    """Return what a view expects of its rows, and what becomes of others."""
+    rules = "; ".join(str(rule) if field is None else f"{field}: {rule}" for field, rule in view.rules)
+    return f"{view.name} expects {rules}. {_ON_FAILURE[view.on_failure]}"
 
 
 def _pushed_to(before: FeatureView, wanted: FeatureView) -> str:

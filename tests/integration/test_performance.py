@@ -252,7 +252,7 @@ def test_hashed_keys_and_labels_by_request_data(
             store.label_served("hashed", [labels[0], labels[0]])
     with pytest.raises(InputError, match="is of 'trip_id', which is neither a join key of 'logged' nor"):
         judged(project, clock, "trips:tip")
-    monkeypatch.setenv("FS_SERVED__SECRET", "another one")
+    monkeypatch.setenv("FS_SERVED__SECRET", "another one that nobody guesses")
     with pytest.raises(SettingsError, match="hashed with another secret"):
         judged(project, clock, service="hashed")
 

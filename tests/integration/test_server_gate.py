@@ -249,6 +249,7 @@ def test_the_description_names_every_route_and_who_may_use_it(client: httpx.Clie
         "/v1/online-features",
         "/get-online-features",
         "/push",
+        "/predictions",
         "/health",
         "/ready",
         "/metrics",
