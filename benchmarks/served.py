@@ -23,7 +23,7 @@ from featurestore.quality.observed import Observed, ObservedFeature
 from featurestore.request.features import resolve
 from featurestore.served import files
 from featurestore.served.rows import Clocks, ServedRequest, ServedRows
-from featurestore.served.shape import shape_of
+from featurestore.served.shape import AT, shape_of
 from featurestore.serving.compiled import CompiledRequest
 from featurestore.types import Float64
 from featurestore.types.times import to_datetime
@@ -99,7 +99,9 @@ def run_monitor(context: Context) -> Iterator[Section]:
     count = 2_000 if context.is_quick else 1_000_000
     with FeatureStore(root) as store:
         service = store.get(FeatureService, SERVICE).replaced(log=ServedLog(1.0, keys="plain"))
-        watch = Monitor("watch", service=service, baseline=timedelta(days=2), checks=[Drift(rows=1, entities=1)])
+        watch = Monitor(
+            "watch", service=service, baseline=timedelta(days=2), checks=[Drift(rows=1, entities=1, stale=None)]
+        )
         store.apply([service, watch])
         _write_served(store, views, count, days=4)
         until = to_datetime(store.workspace.clock())
@@ -154,14 +156,20 @@ def _write_served(store: FeatureStore, views: Sequence[WorkloadView], count: int
     entities = min(1_000, count // 20)
     requests, now_us = requests_of(views, entities, count // entities), workspace.clock()
     for number, columns in enumerate(requests):
-        at_us = now_us - (len(requests) - number) * days * _DAY_US // len(requests)
         query = compiled.query(columns)
         read = query.keys, workspace.online.mget(query.keys)
-        asked = ServedRequest(f"r{number}", at_us, query.rows, columns, {}, *read, query.found, ())
-        batches.append(rows.batch([asked], "benchmark", Clocks()))
+        asked = ServedRequest(f"r{number}", now_us, query.rows, columns, {}, *read, query.found, ())
+        batch = rows.batch([asked], "benchmark", Clocks())
+        # Read as of now, when everything is known; then they are from days before.
+        at_us = now_us - (len(requests) - number) * days * _DAY_US // len(requests)
+        batches.append(batch.set_column(batch.schema.get_field_index(AT), AT, _instants(at_us, batch.num_rows)))
     for number in range(0, len(batches), 20):
         table = pa.Table.from_batches(batches[number : number + 20])
         files.write(files.SERVED, blobs, table, files.about_of(shape), instance="benchmark", number=number)
+
+
+def _instants(at_us: int, rows: int) -> pa.Array:
+    return pa.repeat(at_us, rows).cast(pa.timestamp("us", "UTC"))
 
 
 def _cpu_seconds(context: Context, bodies: Path, server: Server) -> float:

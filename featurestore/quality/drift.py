@@ -20,7 +20,7 @@ from featurestore.engine.profiles import is_number
 from featurestore.errors import InputError
 from featurestore.quality.counts import Bar, Counts, Floats, counts_of
 from featurestore.quality.observed import ALIKE, DAY_US, KINDS, SEVERAL, Observed, ObservedFeature, distinct, weekdays
-from featurestore.statistics.counting import Counted, count
+from featurestore.statistics.counting import Counted
 from featurestore.types import Bool, String
 
 if TYPE_CHECKING:
@@ -120,12 +120,11 @@ def compared(baseline: Observed, now: Observed, feature: str, bounds: Drift) -> 
     if before.made_by != after.made_by or before.type != after.type:
         told = f"its definition changed since {baseline.what}: compare with rows of the new one"
         return _with(figures, (), told)
-    sizes_that_count = [effective_size(each.values, own) for each, own in zip((before, after), owners, strict=True)]
-    apart = sum(1 / size for size in sizes_that_count)
+    apart = sum(1 / _independent(each, feature) for each in (baseline, now))
     lines = [*_of_shares(before, after, bounds, apart)]
     told, bars = "", tuple[Bar, ...]()
     if is_number(after.type) or after.type in (String, Bool):
-        counted = [count(each.type, each.values) for each in (before, after)]
+        counted = [before.counted, after.counted]
         few = min(each.held for each in counted)
         if few < bounds.rows:
             told = f"only {few:,} rows have a value" if few else "one side has no value"
@@ -169,6 +168,14 @@ def jensen_shannon(before: Floats, after: Floats) -> float:
         some = share > 0
         found += float((share[some] * np.log2(share[some] / middle[some])).sum()) / 2
     return math.sqrt(max(found, 0.0))
+
+
+def _independent(rows: Observed, feature: str) -> float:
+    """Return the effective size of a feature's values, computed once for rows."""
+    if feature not in rows.sizes:
+        found = rows.features[feature]
+        rows.sizes[feature] = effective_size(found.values, rows.entities[found.owner])
+    return rows.sizes[feature]
 
 
 def effective_size(values: pa.Array, owners: npt.NDArray[np.int64]) -> float:

@@ -114,7 +114,7 @@ def change_of(baseline: Observed, now: Observed, feature: str, too_far: Set[str]
     """Return the change that the lines of a feature are about: of values, else of nulls, else of statuses."""
     before, after = baseline.features[feature], now.features[feature]
     if too_far & {"psi", "shift", "jensen_shannon", "outside", "new_values"}:
-        pair = counts_of(count(before.type, before.values), count(after.type, after.values), after)
+        pair = counts_of(before.counted, after.counted, after)
         codes = [pair.places(each.values) for each in (before, after)]
         return Change(after, codes[0], codes[1], len(pair.labels), pair)
     if too_far & {"nulls", "not_finite"}:

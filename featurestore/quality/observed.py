@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from featurestore_registry.documents import BinsDocument
 
+from featurestore.statistics.counting import Counted, count
 from featurestore.statistics.sets import sampled_rows
 from featurestore.types import ValueType
 
@@ -31,7 +33,7 @@ _THURSDAY = 3
 """The day of the week of 1970-01-01, where Monday is 0."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ObservedFeature:
     """The values of one feature."""
 
@@ -48,6 +50,11 @@ class ObservedFeature:
     """The features that an on-demand feature is made of, as far as they are among these."""
     bins: BinsDocument | None = None
     """The bins in which the feature is counted everywhere; None where nothing has made any."""
+
+    @cached_property
+    def counted(self) -> Counted:
+        """The values with their counts: a baseline is compared with two windows."""
+        return count(self.type, self.values)
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,9 @@ class Observed:
     hashes: str = ""
     """What tells hashes of keys apart from others: the id of the secret, or a salt in hex; empty of plain keys."""
 
+    sizes: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
+    """What `drift.compared` found of how many independent values features have."""
+
     @property
     def rows(self) -> int:
         """How many rows there are."""
@@ -89,6 +99,7 @@ class Observed:
 
         return replace(
             self,
+            sizes={},
             at_us=self.at_us[rows],
             features={name: taken(each) for name, each in self.features.items()},
             entities={name: numbers[rows] for name, numbers in self.entities.items()},
