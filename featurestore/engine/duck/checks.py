@@ -57,19 +57,18 @@ class DuckChecks(Checks):
                 source = _with_times(source, there, times or {})
                 _check_types(connection, name, source, conditions)
                 source = f"SELECT *, {', '.join(_computed(conditions))} FROM ({source})"
-            selected = ["count(*)", f"epoch_us(max({EVENT}))" if EVENT in there else "NULL"]
-            for column, rule in rules:
-                place = conditions.index(rule.where) if isinstance(rule, Share) else 0
-                selected += _selected(column, rule, types, there, f"{CONDITION}{place}")
-            try:
-                (found,) = connection.execute(f"SELECT {', '.join(selected)} FROM ({source})").fetchall()
-            except (duckdb.ProgrammingError, duckdb.InvalidInputException, duckdb.DataError) as error:
-                is_of_sql = isinstance(error, FAULTS_OF_SQL)
-                raise _uncheckable(name, reason_of(error) if is_of_sql else f"{kind_of(error)} at a row") from None
-        count, greatest_us, *parts = found
+            parts = [_selected(column, rule, types, there, _place(rule, conditions)) for column, rule in rules]
+            greatest = f"epoch_us(max({EVENT}))" if EVENT in there else "NULL"
+            counts = [text for failing, _, _, unknown in parts for text in (failing, unknown)]
+            count, greatest_us, *found = _row(connection, name, source, ["count(*)", greatest, *counts])
+            faulty = [n for n in range(len(rules)) if found[2 * n] and parts[n][1] != "NULL"]
+            # Only then: the least and the greatest of what fails cost as much as counting it.
+            ends = [text for number in faulty for text in parts[number][1:3]]
+            shown = _row(connection, name, source, ends) if ends else ()
+        examples = {number: shown[2 * place : 2 * place + 2] for place, number in enumerate(faulty)}
         failures = [
-            Failures(int(parts[n] or 0), parts[n + 1], parts[n + 2], int(parts[n + 3] or 0))
-            for n in range(0, len(parts), 4)
+            Failures(int(found[2 * n] or 0), least, greatest, int(found[2 * n + 1] or 0))
+            for n, (least, greatest) in ((n, examples.get(n, (None, None))) for n in range(len(rules)))
         ]
         return CheckedRows(int(count), None if greatest_us is None else int(greatest_us), tuple(failures))
 
@@ -134,6 +133,20 @@ class DuckChecks(Checks):
         with opened as connection, translated(DOING):
             connection.register("checked_rows", rows)
             yield connection, "SELECT * FROM checked_rows"
+
+
+def _place(rule: RowRule, conditions: Sequence[str]) -> str:
+    return f"{CONDITION}{conditions.index(rule.where) if isinstance(rule, Share) else 0}"
+
+
+def _row(connection: duckdb.DuckDBPyConnection, name: str, source: str, selected: Sequence[str]) -> tuple[Any, ...]:
+    """Return aggregates over rows. Raises SourceSchemaError, without values of the rows."""
+    try:
+        (found,) = connection.execute(f"SELECT {', '.join(selected)} FROM ({source})").fetchall()
+    except (duckdb.ProgrammingError, duckdb.InvalidInputException, duckdb.DataError) as error:
+        is_of_sql = isinstance(error, FAULTS_OF_SQL)
+        raise _uncheckable(name, reason_of(error) if is_of_sql else f"{kind_of(error)} at a row") from None
+    return tuple(found)
 
 
 def _uncheckable(name: str, why: str) -> SourceSchemaError:
