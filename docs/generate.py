@@ -155,7 +155,7 @@ The environment wins over the file. The name of a setting sets its URL; add an o
 | `FS_REGISTRY_TOKEN` | the token for a registry behind HTTP; the file, which is committed, cannot hold it |
 | `FS_REGISTRY_TOKEN_FROM` | the token that reads the project that `fs promote` takes from, if the other may not |
 | `FS_REGISTRY_PLAIN_HTTP` | hosts, separated by commas, that are reached without TLS, in a network of your own |
-| `FS_MONITOR`, `FS_MONITOR_STATE`, `FS_MONITOR_ALARMS`, `FS_MONITOR_REPORT` | set for the command of an alarm |
+| `FS_ALARM_MONITOR`, `FS_ALARM_STATE`, `FS_ALARM_IDS`, `FS_ALARM_REPORT` | set for the command of an alarm |
 | `FS_CRASH_AT` | for tests: [the point at which the process ends itself](steps.md) |
 """
 

@@ -401,7 +401,11 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}."
 
 
+ALARM_VARIABLES = ("FS_ALARM_MONITOR", "FS_ALARM_STATE", "FS_ALARM_IDS", "FS_ALARM_REPORT")
+"""What the command of an alarm is told, which is most often one that opens a store."""
+
 _OTHER_VARIABLES = {
+    *ALARM_VARIABLES,
     "FS_SERVER_TOKEN",
     "FS_REGISTRY_TOKEN",
     "FS_REGISTRY_TOKEN_FROM",
@@ -417,7 +421,7 @@ def _warn_of_unknown_variables() -> None:
     settings = {f"FS_{name.upper()}" for name in Settings.model_fields}
     groups = {f"FS_{group.upper()}": model for group, model in _GROUPS.items()}
     known = {f"{group}__{name.upper()}" for group, model in groups.items() for name in model.model_fields}
-    known |= settings - groups.keys() | _OTHER_VARIABLES - {"FS_CRASH_AT"}
+    known |= settings - groups.keys() | _OTHER_VARIABLES - {"FS_CRASH_AT", *ALARM_VARIABLES}
     for name in sorted(set(map(str.upper, os.environ)) - settings - _OTHER_VARIABLES - _told):
         if name.startswith("FS_") and name.partition("__")[0] not in settings:
             _told.add(name)

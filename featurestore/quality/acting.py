@@ -24,7 +24,7 @@ from featurestore_registry.records import canonical_json
 
 from featurestore.errors import FeatureStoreError, LedgerConflictError, MaterializationError, SettingsError
 from featurestore.ledger.monitors import newest_finding, write_finding
-from featurestore.project.settings import MonitorSettings
+from featurestore.project.settings import ALARM_VARIABLES, MonitorSettings
 from featurestore.quality.report import MonitorResult
 from featurestore.types.times import MICROSECOND, Clock
 from featurestore.workspace import Workspace
@@ -51,8 +51,8 @@ def act(
     """Run a shell command for alarms that none has run for; None where there are none, or one ran a moment ago.
 
     The alarms are marked before it begins, so that nobody runs it twice, also where it dies. Nothing is put into the
-    command: ``FS_MONITOR``, ``FS_MONITOR_STATE``, ``FS_MONITOR_ALARMS`` (ids, with spaces between) and
-    ``FS_MONITOR_REPORT`` (a JSON file, there while it runs) are in its environment. It writes to standard error.
+    command: ``FS_ALARM_MONITOR``, ``FS_ALARM_STATE``, ``FS_ALARM_IDS`` (with spaces between) and ``FS_ALARM_REPORT`` (a
+    JSON file, there while it runs) are in its environment. It writes to standard error.
     """
     taken = _taken(workspace, result.document.monitor, "acted_us", cooldown=cooldown)
     if not taken:
@@ -61,12 +61,7 @@ def act(
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(result.to_dict(), file)
-        told = {
-            "FS_MONITOR": result.document.monitor,
-            "FS_MONITOR_STATE": result.state,
-            "FS_MONITOR_ALARMS": " ".join(taken),
-            "FS_MONITOR_REPORT": report,
-        }
+        told = dict(zip(ALARM_VARIABLES, (result.document.monitor, result.state, " ".join(taken), report), strict=True))
         return Acted(result.document.monitor, taken, _run(command, told, timeout))
     finally:
         Path(report).unlink(missing_ok=True)

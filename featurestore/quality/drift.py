@@ -207,7 +207,7 @@ def _with(figures: FeatureDrift, lines: tuple[Line, ...], not_judged: str) -> Fe
 
 
 def _too_few(what: str, rows: int, entities: int, bounds: Drift) -> str:
-    return f"{rows:,} rows of {entities:,} entities in {what}; {bounds.rows:,} of {bounds.entities:,} are needed"
+    return f"{rows:,} rows of {entities:,} entities in {what}; {bounds.rows:,} rows of {bounds.entities:,} are needed"
 
 
 def _of_shares(before: ObservedFeature, after: ObservedFeature, bounds: Drift, apart: float) -> Iterator[Line]:

@@ -7,6 +7,7 @@ import hmac
 import json
 import re
 import shlex
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -116,8 +117,8 @@ def test_a_command_runs_once_for_an_alarm_and_knows_it_by_its_environment(
     store: FeatureStore, clock: ManualClock, tmp_path: Path
 ) -> None:
     told = tmp_path / "told.json"
-    said = 'echo "$FS_MONITOR/$FS_MONITOR_STATE/$FS_MONITOR_ALARMS"'
-    command = f'cp "$FS_MONITOR_REPORT" {told}; {said} >> {tmp_path}/ran; exit 7'
+    said = 'echo "$FS_ALARM_MONITOR/$FS_ALARM_STATE/$FS_ALARM_IDS"'
+    command = f'cp "$FS_ALARM_REPORT" {told}; {said} >> {tmp_path}/ran; exit 7'
     result = alarmed(store, "a1", "b2")
     assert act(store.workspace, result, command, cooldown=HOUR, timeout=MINUTE) == Acted("watch", ("a1", "b2"), 7)
     assert act(store.workspace, result, command, cooldown=HOUR, timeout=MINUTE) is None
@@ -135,6 +136,15 @@ def test_a_command_runs_once_for_an_alarm_and_knows_it_by_its_environment(
     clock.advance(timedelta(minutes=30))
     fourth = alarmed(store, "d4")
     assert act(store.workspace, fourth, command, cooldown=HOUR, timeout=MINUTE) is None, "another alarm's cooldown"
+
+
+def test_the_command_of_an_alarm_may_open_the_store(store: FeatureStore, tmp_path: Path) -> None:
+    """What it is told is no setting that the store would refuse, or warn of."""
+    command = f"{sys.executable} -m featurestore --repo {store.root} list services > {tmp_path}/said 2>&1"
+    acted = act(store.workspace, alarmed(store, "a1"), command, cooldown=HOUR, timeout=MINUTE)
+    said = (tmp_path / "said").read_text()
+    assert acted == Acted("watch", ("a1",), 0), said
+    assert "not a setting" not in said
 
 
 def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started(store: FeatureStore, tmp_path: Path) -> None:
