@@ -36,6 +36,8 @@ FeatureStoreError                       (featurestore_registry.errors: the regis
 │   ├── CertificateError                the certificate does not hold: never expected
 │   ├── TrainingSetChangedError         a saved set does not build to the same rows
 │   └── CodeMismatchError               on-demand code is not what was applied
+├── ModelError                          a model cannot be given the features that it was trained with
+├── TrackerError                        MLflow is not installed, failed, or cannot be reached
 └── ServerError                         a feature server failed, or is not one (raised by the client)
     └── ServerUnavailableError          it cannot be reached or did not answer in time: try again
 """
@@ -79,6 +81,7 @@ __all__ = [
     "LedgerConflictError",
     "MaterializationError",
     "MismatchError",
+    "ModelError",
     "NotFoundError",
     "OfflineStoreError",
     "OnDemandError",
@@ -101,6 +104,7 @@ __all__ = [
     "SourceFileError",
     "SourceSchemaError",
     "TableVersionError",
+    "TrackerError",
     "TrainingSetChangedError",
     "TrainingSetError",
     "ValueTypeError",
@@ -255,6 +259,14 @@ class TrainingSetChangedError(TrainingSetError):
 
 class CodeMismatchError(TrainingSetError):
     """The code of an on-demand feature view differs from what was applied."""
+
+
+class ModelError(FeatureStoreError):
+    """A model was trained with other features than those that would be served, or nothing says with which."""
+
+
+class TrackerError(FeatureStoreError):
+    """The tracker of experiments, MLflow, is not installed, failed, or cannot be reached."""
 
 
 class ServerError(FeatureStoreError):

@@ -11,6 +11,7 @@ from featurestore.ledger.commits import REVISION
 from featurestore.quality.past import RUN, Arrival
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.request.features import FeatureRequest, OutputColumn, resolve
+from featurestore.request.meaning import origin
 from featurestore.served.shape import code_hash, named_outputs
 from featurestore.workspace import Readers
 
@@ -25,16 +26,7 @@ class Change:
 
 def comes_from(registered: RegisteredView, feature: str) -> tuple[Any, ...]:
     """Return what a feature's values come from, but the ttl: what is equal makes equal values of equal rows."""
-    view, by_name = registered.view, {window.name: window for window in registered.view.windows}
-    batch = [each.batch_source for each in view.sources]
-    sources = [(each.path, each.timestamp_field, each.created_timestamp_field) for each in batch]
-    read: tuple[str, ...] = (feature,)
-    window: tuple[Any, ...] | None = None
-    if (found := by_name.get(feature)) is not None:
-        read, of = view.made_of(feature), found.aggregation
-        window = of.function, of.column, of.where, of.bound, found.length_us, found.resolution_us
-    types = [(name, str(kind)) for name, kind in view.stored_types.items() if name in (*view.join_keys, *read)]
-    return registered.generation, view.sql, sources, types, window, view.event_id, view.takes_events
+    return registered.generation, origin(registered, feature)
 
 
 class Before:

@@ -12,7 +12,9 @@ from featurestore.types.times import Instant, given_instant
 
 if TYPE_CHECKING:
     from featurestore.engine.interface import AsOf
+    from featurestore.ledger.consumers import Consumer
     from featurestore.ledger.saved_sets import SavedSet
+    from featurestore.models import ModelFeatures
     from featurestore.quality.figures import Task
     from featurestore.quality.labelling import LabelledRows
     from featurestore.quality.performance import Performance
@@ -131,3 +133,30 @@ class Learning(Observing):
         from featurestore.training import delete_training_set
 
         delete_training_set(self.workspace, name)
+
+    def features_for(self, model: str) -> ModelFeatures:
+        """Return the features that a model of MLflow was trained with, to serve them to it.
+
+        ``model`` is ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN_ID``; its run had
+        `TrainingSet.log_to_mlflow`. MLflow is asked once, at this call, by its own settings (MLFLOW_TRACKING_URI), and
+        the model itself is never loaded. Needs the extra ``mlflow``.
+
+        Raises ModelError if the features' definition changed since (descriptions, owners and tags may), naming the
+        feature, the old part and the new one, and for a model that was trained without a logged set. Raises InputError
+        for another text, NotFoundError for an unknown model, version, alias or run, and TrackerError.
+        """
+        from featurestore.models import features_for
+
+        return features_for(self.workspace, model)
+
+    def register_model(self, model: str, *, owner: str = "") -> Consumer:
+        """Note a registered model of MLflow as a consumer of the services that it was trained with, and return it.
+
+        Plans and monitors of these services name it from then on, as ``mlflow:NAME@ALIAS`` or ``mlflow:NAME/VERSION``.
+        Call it after the model is registered, and again when its alias moves: the consumer is replaced. Forget it with
+        `fs consumer remove`. Raises as `features_for`, but not for changed definitions; ModelError for a model that was
+        trained without a service.
+        """
+        from featurestore.models import register_model
+
+        return register_model(self.workspace, model, owner=owner)

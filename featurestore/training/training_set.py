@@ -26,6 +26,7 @@ from featurestore.training.certificate import Certificate, certify
 from featurestore.training.checking import check_set
 from featurestore.training.coverage import Gap, gaps_text, held_back, own_events, warn
 from featurestore.training.fingerprints import TableFingerprint, fingerprint
+from featurestore.training.for_models import ForModels
 from featurestore.training.frames import OwnColumns, no_columns
 from featurestore.training.joins import BATCH_ROWS, JoinedLabel, JoinedRows, Observed, SpanRows, is_gone
 from featurestore.training.labels import LabelFacts
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class TrainingSet:
+class TrainingSet(ForModels):
     """The rows of an entity frame, in its order and with its columns untouched, with the features next to them.
 
     The join runs when rows are first asked for; the table versions that it reads were pinned when the set was made.
