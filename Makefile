@@ -18,16 +18,18 @@ install = ! $(PIP) config list | grep -E '\.(index-url|no-index)=' >/dev/null &&
 # The tests start hundreds of processes: without its bytecode each would compile the whole package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-lowest bench docs lint collect format clean
+.PHONY: help demo test test-lowest test-tensors bench docs lint collect companions format clean
 
 help:
 	@echo "make demo    install, write the example's sources, and walk through the whole product"
 	@echo "make test    lint, types, layer contract, and all tests with the coverage gate"
 	@echo "make test-lowest  the core of the tests on the lowest versions that pyproject.toml admits, before a release"
+	@echo "make test-tensors  training sets as tensors of torch and TensorFlow, which are gigabytes, before a release"
 	@echo "make bench   our speed compared with the floors, in one run"
 	@echo "make docs    build the documentation, warnings as errors"
 	@echo "make lint    only ruff, mypy and the layer contract"
 	@echo "make collect import all tests, so that those who run them side by side find their bytecode"
+	@echo "make companions  the programs with which some tests speak, in an environment of their own"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove what the commands above made"
 
@@ -36,7 +38,7 @@ demo: .venv/.installed-demo
 
 # The closing line is pytest's summary; a missed coverage gate fails the run as a failed test does.
 test: .venv/.installed-test
-	@$(MAKE) --no-print-directory --jobs 2 lint collect
+	@$(MAKE) --no-print-directory --jobs 3 lint collect companions
 	@sh tools/redis.sh
 	@sh tools/wrk.sh
 	@sh tools/postgres.sh $(BIN)/python
@@ -63,6 +65,18 @@ $(LOWEST)/.installed: tools/environment.sh pyproject.toml
 		--editable '.[test]'
 	@touch $@
 
+# Gigabytes, so in an environment of its own. pip installs torch: it may know of a smaller wheel than uv finds.
+TENSORS := build/tensors
+
+test-tensors: $(TENSORS)/.installed
+	@$(TENSORS)/bin/python -m pytest --noconftest tests/compat/tensors.py
+
+$(TENSORS)/.installed: tools/environment.sh pyproject.toml
+	@PYTHON="$(PYTHON)" sh tools/environment.sh $(TENSORS)
+	@$(TENSORS)/bin/python -m pip install --quiet --disable-pip-version-check --editable . pytest pytest-timeout \
+		torch tensorflow-cpu
+	@touch $@
+
 bench: .venv/.installed-test
 	@$(BIN)/python -m benchmarks
 
@@ -79,6 +93,9 @@ lint: .venv/.installed-test
 
 collect: .venv/.installed-test
 	@$(BIN)/python -m pytest --collect-only -qq >/dev/null || $(BIN)/python -m pytest --collect-only -qq
+
+companions: .venv/.installed-test
+	@sh tools/companions.sh $(BIN)/python
 
 format: .venv/.installed-test
 	@$(BIN)/ruff check --fix .

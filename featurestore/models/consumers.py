@@ -8,7 +8,7 @@ from featurestore.ledger.consumers import Consumer, add_consumer, list_consumers
 from featurestore.models.trained import trained
 from featurestore.workspace import Workspace
 
-PREFIX = "mlflow:"
+PREFIX = "mlflow/"
 _SHOWN = 12
 """So many digits of a set's id are shown."""
 
@@ -30,7 +30,8 @@ def register_model(workspace: Workspace, uri: str, *, owner: str = "") -> Consum
     snapshot = workspace.known_snapshot()
     for service in found.services:
         snapshot.get(FeatureService, service)
-    name = PREFIX + uri.removeprefix("models:/")
+    # Names of lineage have no colon and no dot; a model's name has no colon and no slash.
+    name = PREFIX + uri.removeprefix("models:/").replace(".", "/")
     known = {each.name: each for each in list_consumers(workspace.ledger, workspace.project)}.get(name)
     at = f"version {found.run.version}" if "@" in uri else "a model"
     consumer = Consumer(

@@ -176,8 +176,8 @@ class ModelFeatures:
         return ModelError(
             f"{found.run.told} was trained with {services} at revision {found.revision}, which changed since: "
             f"{told}{more}.",
-            hint="Train it again with what is applied now. Or take the change back (`fs rollback`), and make it under a "
-            "name of its own, such as a new version of the service: then both models are served.",
+            hint="Train it again with what is applied now. Or take the change back (`fs rollback`), and make it under "
+            "a name of its own, such as a new version of the service: then both models are served.",
             model=self.model,
             training_set=self.training_set,
         )

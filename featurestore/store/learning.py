@@ -152,7 +152,7 @@ class Learning(Observing):
     def register_model(self, model: str, *, owner: str = "") -> Consumer:
         """Note a registered model of MLflow as a consumer of the services that it was trained with, and return it.
 
-        Plans and monitors of these services name it from then on, as ``mlflow:NAME@ALIAS`` or ``mlflow:NAME/VERSION``.
+        Plans and monitors of these services name it from then on, as ``mlflow/NAME@ALIAS`` or ``mlflow/NAME/VERSION``.
         Call it after the model is registered, and again when its alias moves: the consumer is replaced. Forget it with
         `fs consumer remove`. Raises as `features_for`, but not for changed definitions; ModelError for a model that was
         trained without a service.

@@ -182,7 +182,7 @@ def _import() -> Any:
         import mlflow
     except ImportError as error:
         raise TrackerError(
-            f"This needs MLflow: {error}.", hint="Run `pip install 'featurestore[mlflow]'` ('.[mlflow]' in a checkout)."
+            f"This needs MLflow: {error}.", hint="Run `pip install '.[mlflow]'` in a checkout."
         ) from None
     return mlflow
 

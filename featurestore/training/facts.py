@@ -40,32 +40,28 @@ def set_id(identity: str, rows: JoinedRows, fingerprint: str) -> str:
         "full_feature_names": rows.request.full_feature_names,
         "timestamp_column": rows.frame.timestamp_column,
         "labels": [label.label.document() for label in rows.labels],
-        "own": [
-            [name, str(column.type), _digest(column)]
-            for name, column in zip(own.column_names, own.columns, strict=True)
-        ],
+        "own": [[name, _digest(column)] for name, column in zip(own.column_names, own.columns, strict=True)],
         "features": fingerprint,
     }
     return hashlib.blake2b(canonical_json(document).encode(), digest_size=32).hexdigest()
 
 
 def _digest(column: pa.ChunkedArray) -> str:
-    """Return the hash of one of the caller's columns, which may have any type."""
+    """Return the hash of one of the caller's columns, which may have any type: of its values, in whichever library."""
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.types as is_
 
-    kind = column.type
+    kind, name = column.type, ""
     if is_.is_dictionary(kind):
         column, kind = column.cast(kind.value_type), kind.value_type
     if is_.is_large_string(kind) or is_.is_string_view(kind):
-        column = column.cast(pa.string())
+        column, kind = column.cast(pa.string()), pa.string()
     plain = is_.is_string, is_.is_integer, is_.is_floating, is_.is_boolean, is_.is_timestamp, is_.is_date32
-    if not any(each(column.type) for each in plain):  # also of what no library takes apart into bytes
-        column = pc.cast(pa.chunked_array([[repr(value) for value in column.to_pylist()]], pa.string()), pa.string())
-    taken = TableFingerprint(pa.schema([("", column.type)]))
+    if not any(each(kind) for each in plain):
+        column, name = pa.chunked_array([[repr(value) for value in column.to_pylist()]], pa.string()), str(kind)
+    taken = TableFingerprint(pa.schema([(name, column.type)]))
     for chunk in column.chunks:
-        taken.update(pa.RecordBatch.from_arrays([chunk], [""]))
+        taken.update(pa.RecordBatch.from_arrays([chunk], [name]))
     return taken.hexdigest()
 
 
@@ -85,14 +81,24 @@ def _references(snapshot: Snapshot, service: str) -> tuple[dict[str, Any], ...] 
 
 
 def facts_of(
-    workspace: Readers, rows: JoinedRows, certificate: Certificate, id: str, saved: SavedSet | None
+    workspace: Readers,
+    rows: JoinedRows,
+    certificate: Certificate,
+    id: str,
+    saved: SavedSet | None,
+    saved_as: str | None,
 ) -> dict[str, str | int]:
     """Return a set's facts: see `TrainingSet.facts`."""
-    return {PREFIX + name: value for name, value in _facts(workspace, rows, certificate, id, saved)}
+    return {PREFIX + name: value for name, value in _facts(workspace, rows, certificate, id, saved, saved_as)}
 
 
 def _facts(
-    workspace: Readers, rows: JoinedRows, certificate: Certificate, id: str, saved: SavedSet | None
+    workspace: Readers,
+    rows: JoinedRows,
+    certificate: Certificate,
+    id: str,
+    saved: SavedSet | None,
+    saved_as: str | None,
 ) -> Iterator[tuple[str, str | int]]:
     request = rows.request
     chain = workspace.registry.definitions.chain(request.project)
@@ -101,8 +107,8 @@ def _facts(
     if beside is not None:  # its registry may have been restored since, and have another history
         revision = beside.revision
     yield "training_set", id
-    if saved is not None:
-        yield "saved_as", saved.name
+    if saved_as is not None:
+        yield "saved_as", saved_as
     yield "project", request.project
     yield "project_id", chain.identity
     if services := _services(workspace, request, is_known=revision in chain):

@@ -23,6 +23,7 @@ class ForModels:
     _workspace: Workspace
     _rows: JoinedRows | SpanRows
     _saved: SavedSet | None
+    _saved_as: str | None
 
     @property
     def certificate(self) -> Certificate:
@@ -45,8 +46,9 @@ class ForModels:
         """Return columns as torch tensors by name, each of the shape ``(rows,)``, in the order of the rows.
 
         ``columns`` are names of `to_arrow`, by default the features and labels. Numbers and booleans keep their type:
-        an Int64 becomes ``torch.int64``, a Float32 ``torch.float32``. A null Float is NaN. Raises InputError for columns of other
-        types, such as texts and times, for nulls among integers and booleans, and where torch is not installed.
+        an Int64 becomes ``torch.int64``, a Float32 ``torch.float32``. A null Float is NaN. Raises InputError for
+        columns of other types, such as texts and times, for nulls among integers and booleans, and where torch is not
+        installed.
 
         Without ``copy`` a column in one piece without nulls shares the set's memory: never change it in place.
         ``torch.stack([*tensors.values()], dim=1)`` makes one tensor of columns of one type.
@@ -87,7 +89,7 @@ class ForModels:
         Raises as `certificate`.
         """
         rows = self.joined("has no facts")
-        return facts_of(self._workspace, rows, self.certificate, self.id, self._saved)
+        return facts_of(self._workspace, rows, self.certificate, self.id, self._saved, self._saved_as)
 
     def log_to_mlflow(self, *, run_id: str | None = None, context: str = "training") -> str:
         """Put the set into an MLflow run, by default the active one, as a dataset input, and return the run's id.
@@ -105,7 +107,7 @@ class ForModels:
         source = {name.partition(".")[2]: value for name, value in facts.items() if name.partition(".")[2] in _SOURCE}
         given = SetInput(
             id=self.id,
-            name=".".join(str(value) for name, value in source.items() if name != "revision"),
+            name=".".join(str(source[name]) for name in ("project", "service", "saved_as") if name in source),
             rows=self.certificate.rows,
             columns={field.name: field.type for field in (*own, *rows.schema)},
             source=source,

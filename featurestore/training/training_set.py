@@ -85,6 +85,7 @@ class TrainingSet(ForModels):
         """Notes by view, for the certificate."""
         self._saved = saved
         """The saved set that the rows are compared with."""
+        self._saved_as = None if saved is None else saved.name
         self._table: pa.Table | None = None
         self._observed: Observed | None = None
         self._reopened = False
@@ -254,6 +255,7 @@ class TrainingSet(ForModels):
             return text, self.certificate, profile
 
         save(self._workspace, rows, name, content)
+        self._saved_as = name
         return self
 
     @property

@@ -141,13 +141,13 @@ class RedisServer:
                 except redis.AuthenticationError:  # it is up, and wants the password it was given
                     return True
                 except redis.ConnectionError:
-                    if not _is_alive(self.pid):
+                    if not is_alive(self.pid):
                         return False
                     time.sleep(0.02)
         return False
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -14,9 +14,9 @@ from featurestore.cli.main import COMMANDS
 pytestmark = pytest.mark.counts_processes
 
 HEAVY = (
-    "alembic", "deltalake", "duckdb", "fastapi", "lmdb", "msgspec", "numpy", "pandas", "polars", "prometheus_client",
-    "pyarrow", "pydantic", "pydantic_settings", "pyspark", "redis", "rich", "sqlalchemy", "sqlglot", "starlette",
-    "uvicorn", "yaml",
+    "alembic", "deltalake", "duckdb", "fastapi", "lmdb", "mlflow", "msgspec", "numpy", "pandas", "polars",
+    "prometheus_client", "pyarrow", "pydantic", "pydantic_settings", "pyspark", "redis", "requests", "rich",
+    "sqlalchemy", "sqlglot", "starlette", "tensorflow", "torch", "uvicorn", "yaml",
 )  # fmt: skip
 
 
