@@ -4,7 +4,7 @@
 set -eu
 python=$1
 target=build/companions
-packages="mlflow>=3.17,<4 kfp>=2.14,<3"
+packages="mlflow>=3.17,<4 kfp[kubernetes]>=2.14,<3"
 made="$target/.made"
 if [ "$(cat "$made" 2>/dev/null)" = "$packages" ]; then
     exit 0
