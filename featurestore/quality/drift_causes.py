@@ -180,7 +180,7 @@ def _segments_of(column: Parts, change: Change) -> Iterator[tuple[str, DriftCaus
                 f"there are {how} rows with {name} = {labels[place]}: {_percent(shares[0])}, before "
                 f"{_percent(shares[1])}; with the shares of before, {_percent(weight)} of the change is gone"
             )
-            yield "mix", DriftCause("mix", told, weight * 0.98)
+            yield "mix", DriftCause("mix", told, float(weight) * 0.98)
     for place, label in enumerate(labels):
         shares = sizes[1][place] / rows[1], sizes[0][place] / rows[0]
         if not 0 < shares[0] <= WHOLE or not shares[1] or not 1 / GREW <= shares[0] / shares[1] <= GREW:
@@ -191,7 +191,7 @@ def _segments_of(column: Parts, change: Change) -> Iterator[tuple[str, DriftCaus
             f"{name} = {label}, {_percent(shares[0])} of the rows, carries it: without them {_percent(weight)} of the "
             "change is gone"
         )
-        yield "segment", DriftCause("segment", told, weight * (1 - 0.1 * shares[0]))
+        yield "segment", DriftCause("segment", told, float(weight * (1 - 0.1 * shares[0])))
 
 
 def _reweighted(change: Change, sides: Sequence[Int64s]) -> float | None:

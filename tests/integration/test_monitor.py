@@ -251,13 +251,20 @@ def test_entities_that_nobody_knew_are_a_cause(world: World) -> None:
     assert (first.kind, "50 % of the rows are of entities" in first.told) == ("entities", True), moved["rating"].causes
 
 
-def test_nulls_are_told_by_the_run_that_brought_them(world: World) -> None:
+def test_nulls_are_told_by_the_segment_and_the_run_that_brought_them(world: World) -> None:
     world.day()
+    cities, is_ulm = np.array(["Ulm", "Bonn", "Kiel"])[np.arange(DRIVERS) % 3], np.arange(DRIVERS) % 3 == 0
     for _ in range(2):
-        world.day(rating=lambda column: np.where(np.arange(DRIVERS) % 3 == 0, np.nan, column).tolist())
+        world.day(city=lambda _: cities, rating=lambda column: np.where(is_ulm, np.nan, column).tolist())
     moved = world.monitor("by_set")
     assert {line.name for line in moved["rating"].lines if line.exceeds} & {"nulls", "not_finite"}
-    assert moved["rating"].causes, str(moved)
+    causes = {cause.kind: cause.told for cause in moved["rating"].causes}
+    assert causes["segment"].startswith("city = Ulm"), causes
+    assert "20240302T000000.parquet first" in causes["run"], causes
+    with world.store() as store:
+        entry = store.workspace.ledger.latest("taxi", "monitor", "by_set")
+    assert entry is not None
+    assert "city = Ulm" in str(entry.document["features"])
 
 
 def test_the_command_says_it_with_its_exit_code_and_as_page_and_metrics(
