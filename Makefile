@@ -1,5 +1,5 @@
-# Two commands matter: `make demo` shows the whole product on real data, `make test` runs every check.
-# Both need Python >= 3.11 and make; everything else is installed into .venv.
+# Two commands matter: `make demo` shows the product on real data, `make test` runs every check. `make loop` goes once
+# through the whole life of a model. All need Python >= 3.11 and make; everything else is installed into .venv.
 
 PYTHON ?=
 # Twice as many as there are cores: much of the tests' time is waiting, for servers, clocks and disks.
@@ -18,10 +18,11 @@ install = ! $(PIP) config list | grep -E '\.(index-url|no-index)=' >/dev/null &&
 # The tests start hundreds of processes: without its bytecode each would compile the whole package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-lowest test-tensors bench docs lint collect companions format clean
+.PHONY: help demo loop test test-lowest test-tensors bench docs lint collect companions format clean
 
 help:
 	@echo "make demo    install, write the example's sources, and walk through the whole product"
+	@echo "make loop    train a model, serve it, let its data drift, and train it again, on five weeks of flights"
 	@echo "make test    lint, types, layer contract, and all tests with the coverage gate"
 	@echo "make test-lowest  the core of the tests on the lowest versions that pyproject.toml admits, before a release"
 	@echo "make test-tensors  training sets as tensors of torch and TensorFlow, which are gigabytes, before a release"
@@ -35,6 +36,9 @@ help:
 
 demo: .venv/.installed-demo
 	@$(BIN)/python feature_repo/demo.py
+
+loop: .venv/.installed-loop
+	@$(BIN)/python feature_repo/loop/play.py
 
 # The closing line is pytest's summary; a missed coverage gate fails the run as a failed test does.
 test: .venv/.installed-test
@@ -102,7 +106,7 @@ format: .venv/.installed-test
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist site feature_repo/data feature_repo/.featurestore
+	rm -rf .venv build dist site feature_repo/data feature_repo/.featurestore feature_repo/loop/played
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
