@@ -131,7 +131,7 @@ departure = RequestSource(
     sources=[departure], schema=[Field("hour", Float64, description="in New York"), Field("miles", Float64)]
 )
 def departure_facts(inputs: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """When it is to leave by the clock in New York: delays add up over the day, and summer time would move it in UTC."""
+    """When it is to leave, by the clock in New York: delays add up over the day, and in UTC the hour would drift."""
     local = [None if at is None else at.astimezone(NEW_YORK) for at in inputs["sched_dep"]]
     return {
         "hour": [None if at is None else at.hour + at.minute / 60 for at in local],
