@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import gc
 import importlib
 import os
@@ -14,7 +13,7 @@ import click
 
 from featurestore.cli.exits import EXIT_FAILED, EXIT_USAGE
 from featurestore.cli.shared import check_shared, shared_options
-from featurestore.cli.streams import write_anything
+from featurestore.cli.streams import is_output_lost, write_anything
 
 COMMANDS = {
     "init": "Make a small feature repo that works as it is.",
@@ -133,11 +132,11 @@ def main(args: list[str] | None = None) -> Any:
         again = "running the same command again finishes the work" if is_begun else "nothing more was changed"
         click.echo(f"Stopped; {again}.", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of the pipe has gone: nobody would see a message
+    except BrokenPipeError as error:
+        is_output_lost(error)  # the reader of the pipe has gone: nobody would see a message
         sys.exit(EXIT_FAILED)
     except Exception as error:
-        if isinstance(error, OSError) and _is_output_lost(error):
+        if isinstance(error, OSError) and is_output_lost(error):
             click.echo(f"Error: standard output cannot be written: {error.strerror}.", err=True)
             click.echo("What to do: Send it elsewhere. What the command did is done.", err=True)
             sys.exit(EXIT_FAILED)
@@ -156,17 +155,3 @@ def _open_closed_streams() -> None:
                 os.dup2(opened, descriptor)
                 os.close(opened)
             setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", encoding="utf-8"))
-
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-
-
-def _is_output_lost(error: OSError) -> bool:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        # At exit Python would try to flush what is left in the buffer, and fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    # Without a buffer (PYTHONUNBUFFERED) nothing is left. A full disk in a store raises an error of the store's own.
-    return error.filename is None and error.errno in _NO_ROOM

@@ -22,7 +22,7 @@ import click
 
 from featurestore.cli.exits import EXIT_CONFLICT, EXIT_FAILED, EXIT_WAITING
 from featurestore.cli.shared import given, shared_options
-from featurestore.cli.streams import is_unicode
+from featurestore.cli.streams import is_output_lost, is_unicode
 from featurestore.cli.tables import table
 from featurestore.errors import ApprovalNeededError, FeatureStoreError, RevisionConflictError
 from featurestore.tables import visible, visible_lines
@@ -39,13 +39,31 @@ class Output:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
 
+        self.lost = ""
+        """Why standard output or error could not be written, where `surviving` met that."""
+
+    @contextmanager
+    def surviving(self) -> Iterator[None]:
+        """Go on behind the block where what it prints cannot be written: `lost` then says why."""
+        try:
+            yield
+        except OSError as error:
+            if not (is_output_lost(error) or isinstance(error, BrokenPipeError)):
+                raise
+            self.lost = error.strerror or type(error).__name__
+
     @functools.cached_property
     def console(self) -> Console:
         """The console that text goes to. Lines are not wrapped where there is no terminal."""
         from rich.console import Console
 
+        class Lasting(Console):
+            def on_broken_pipe(self) -> None:
+                """Raise the error on, where rich would end the process: not all is done when something is printed."""
+                raise
+
         terminal = sys.stdout.isatty()
-        return Console(highlight=False, emoji=False, soft_wrap=not terminal, width=None if terminal else 200)
+        return Lasting(highlight=False, emoji=False, soft_wrap=not terminal, width=None if terminal else 200)
 
     def emit(self, document: Any) -> None:
         """Print the document with ``--json``; people get what `say` and `table` print."""

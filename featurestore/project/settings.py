@@ -32,6 +32,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Pydanti
 from featurestore.definitions.base import check_object_name
 from featurestore.errors import SettingsError, did_you_mean
 from featurestore.online.url import HOSTS, StoreUrl
+from featurestore.project import webhook
 
 logger = logging.getLogger("featurestore")
 
@@ -259,10 +260,10 @@ class ServedSettings(_Group):
 class MonitorSettings(_Group):
     """Where ``fs monitor --webhook`` sends alarms. No definition and no registry has them."""
 
-    webhook_url: SecretStr = SecretStr("")
-    """An https URL; http on this machine alone. Redirects are not followed. It may hold a token: write ``${NAME}`` for
-    an environment variable."""
-    webhook_secret: SecretStr = SecretStr("")
+    webhook_url: Annotated[SecretStr, AfterValidator(webhook.check_url)] = SecretStr("")
+    """An https URL; http on this machine alone. Neither redirects nor proxies are used. It may hold a token: write
+    ``${NAME}`` for an environment variable."""
+    webhook_secret: Annotated[SecretStr, AfterValidator(webhook.check_secret)] = SecretStr("")
     """Messages are signed with it: 16 characters or more."""
 
 

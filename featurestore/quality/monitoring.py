@@ -21,24 +21,24 @@ from featurestore_registry.records import canonical_json
 from featurestore.definitions import Drift, FeatureView, MatchRate, Monitor
 from featurestore.errors import InputError, LedgerConflictError
 from featurestore.ledger.consumers import list_consumers, readers_of
-from featurestore.ledger.monitors import newest_finding, write_finding
+from featurestore.ledger.monitors import TRIES, newest_finding, write_finding
 from featurestore.quality.comparing import parity
 from featurestore.quality.drift import FeatureDrift, check_alike, compared, compared_ages, of_like_days
 from featurestore.quality.explaining import explained
 from featurestore.quality.gathering import batch, served, training
 from featurestore.quality.observed import Observed
+from featurestore.quality.report import MonitorResult
 from featurestore.registered.applied import check_as_applied
 from featurestore.registered.monitors import monitor_document
 from featurestore.types.times import MICROSECOND, to_instant
 from featurestore.workspace import Workspace
 
 State = Literal["ok", "watch", "alarm", "not judged"]
-_TRIES = 5
 _MOST = 1e300
 """JSON has no infinity."""
 
 
-def monitor(workspace: Workspace, which: str | Monitor, until_us: int | None = None) -> MonitorDocument:
+def monitor(workspace: Workspace, which: str | Monitor, until_us: int | None = None) -> MonitorResult:
     """Run a monitor and keep what it found. See `FeatureStore.monitor`."""
     found = _applied(workspace, which)
     snapshot = workspace.snapshot()
@@ -161,10 +161,12 @@ def _state(features: tuple[WatchedFeature, ...]) -> State:
     return next((state for state in states if any(each.state == state for each in features)), "not judged")
 
 
-def _kept(workspace: Workspace, document: MonitorDocument) -> MonitorDocument:
-    """Write what was found, with the alarms that go on, and return it."""
-    for _ in range(_TRIES):
+def _kept(workspace: Workspace, document: MonitorDocument) -> MonitorResult:
+    """Write what was found, with the alarms that go on, and return it; a look back is only returned."""
+    for _ in range(TRIES):
         before, version = newest_finding(workspace.ledger, workspace.project, document.monitor)
+        if before is not None and document.until_us < min(before.until_us, before.made_us):
+            return MonitorResult(replace(document, state=_state(document.features)), is_kept=False)
         alarms = tuple(_alarms(document, before))
         features = tuple(_alarmed(feature, alarms) for feature in document.features)
         acted_us = 0 if before is None else before.acted_us
@@ -173,8 +175,8 @@ def _kept(workspace: Workspace, document: MonitorDocument) -> MonitorDocument:
             write_finding(workspace.ledger, workspace.project, _brief(made), if_version=version)
         except LedgerConflictError:
             continue
-        return made
-    raise LedgerConflictError(f"Monitor {document.monitor!r} was run by others at the same time, {_TRIES} times.")
+        return MonitorResult(made)
+    raise LedgerConflictError(f"Monitor {document.monitor!r} was run by others at the same time, {TRIES} times.")
 
 
 def _brief(document: MonitorDocument) -> MonitorDocument:

@@ -34,6 +34,8 @@ class MonitorResult:
 
     document: MonitorDocument
     """The figures, as they are kept."""
+    is_kept: bool = True
+    """False where it ends before what was found last: such a look back changes no alarm."""
 
     @property
     def state(self) -> str:
@@ -54,8 +56,13 @@ class MonitorResult:
         plain: dict[str, Any] = msgspec.to_builtins(self.document)
         plain |= {name: to_short_rfc3339(plain.pop(f"{name}_us")) for name in ("made", "start", "until")}
         for alarm in plain["alarms"]:
-            alarm["opened"] = to_short_rfc3339(alarm.pop("opened_us"))
-        return plain
+            del alarm["sending_us"]
+        for part in (plain, *plain["alarms"]):
+            for name in ("opened", "acted", "sent"):
+                if f"{name}_us" in part:
+                    at_us = part.pop(f"{name}_us")
+                    part[name] = to_short_rfc3339(at_us) if at_us else None
+        return {**plain, "kept": self.is_kept}
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a row for each line that was compared."""
@@ -88,6 +95,8 @@ class MonitorResult:
         for each in it.features:
             for cause in each.causes:
                 yield f"{each.name}: {cause.told}"
+        if not self.is_kept:
+            yield "a look back: a later window was looked at before, so this is not kept and changes no alarm"
         if it.alarms and it.models:
             yield f"read by {', '.join(it.models)}"
 

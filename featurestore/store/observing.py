@@ -158,14 +158,14 @@ class Observing:
     def monitor(self, monitor: str | Monitor, until: Instant | None = None) -> MonitorResult:
         """Compare the last two windows before an instant with a monitor's baseline, and keep what was found.
 
-        Both windows have to be too far from the baseline for an alarm. Too few rows or entities are not judged. Raises
+        Both windows have to be too far from the baseline for an alarm. Too few rows or entities are not judged. A look
+        back, to before what was found last, is not kept: it opens and ends no alarm. Raises
         NotFoundError for a monitor, a service or a training set that is not there, InputError where rows are chosen in
         ways that do not compare, and what reading the served log or the offline store raises.
         """
         from featurestore.quality.monitoring import monitor as run
-        from featurestore.quality.report import MonitorResult
 
-        return MonitorResult(run(self.workspace, monitor, None if until is None else given_instant(until)))
+        return run(self.workspace, monitor, None if until is None else given_instant(until))
 
     def forget_served(
         self, entity: Mapping[str, Any], services: str | Sequence[str] | None = None, *, dry_run: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -100,15 +101,52 @@ def output_errors(target: Path) -> Iterator[None]:
         raise InputError(f"{target} cannot be written: {reason}.", hint=hint, path=str(target)) from None
 
 
-def write_rows(rows: pa.Table, path: Path) -> None:
-    """Write rows to a Parquet file, which appears complete or not at all. Raises DiskFullError and InputError."""
-    import pyarrow.parquet as pq
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield the path of a new file, which takes the place of another one when the block ends: whole or not at all.
 
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    Links are followed: the file that they lead to is replaced. A new file has the mode that the umask leaves, one that
+    was there keeps its own. Raises InputError, also for what is no file, such as a device, and DiskFullError.
+    """
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(target) and not _is_file(target):
+        hint = "Name a file, or a new one: it is replaced in one step."
+        raise InputError(f"{path} is no file that can be replaced.", hint=hint, path=str(path))
+    partial = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.partial")
     try:
         with output_errors(path):
-            pq.write_table(rows, partial, compression="zstd")
-            partial.replace(path)
+            yield partial
+            with suppress(FileNotFoundError):
+                partial.chmod(stat.S_IMODE(target.stat().st_mode))
+            partial.replace(target)
     finally:
         with suppress(OSError):  # a file that could not be made cannot be removed
             partial.unlink()
+
+
+def _is_file(target: Path) -> bool:
+    """Tell whether it is a regular file, and not the one that standard output or error goes to."""
+    with suppress(OSError):
+        state = target.stat()
+        return stat.S_ISREG(state.st_mode) and not any(os.path.samestat(state, each) for each in _streams())
+    return False
+
+
+def _streams() -> Iterator[os.stat_result]:
+    for descriptor in (1, 2):
+        with suppress(OSError):  # closed
+            yield os.fstat(descriptor)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file. Raises as `replaced`."""
+    with replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_rows(rows: pa.Table, path: Path) -> None:
+    """Write rows to a Parquet file. Raises as `replaced`."""
+    import pyarrow.parquet as pq
+
+    with replaced(path) as partial:
+        pq.write_table(rows, partial, compression="zstd")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from html import escape
@@ -30,7 +28,7 @@ from featurestore.training.for_models import ForModels
 from featurestore.training.frames import OwnColumns, no_columns
 from featurestore.training.joins import BATCH_ROWS, JoinedLabel, JoinedRows, Observed, SpanRows, is_gone
 from featurestore.training.labels import LabelFacts
-from featurestore.training.outputs import check_output, output_errors
+from featurestore.training.outputs import check_output, replaced
 from featurestore.training.profiling import columns_of, profile_of, read_sample
 from featurestore.training.saving import save
 from featurestore.training.splitting import split
@@ -222,14 +220,8 @@ class TrainingSet(ForModels):
         target = Path(path)
         frame = self._rows.frame.own.path if isinstance(self._rows, JoinedRows) else None
         check_output(self._workspace, target, frame)
-        partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
-        try:
-            with output_errors(target):
-                self._with_reopening(lambda: self._write(partial))
-                partial.replace(target)
-        finally:
-            with contextlib.suppress(OSError):  # a file that could not be made cannot be removed
-                partial.unlink()
+        with replaced(target) as partial:
+            self._with_reopening(lambda: self._write(partial))
         return target
 
     def save(self, name: str) -> TrainingSet:

@@ -312,6 +312,8 @@ class MonitorAlarm:
     """When a command was run for it, 0: none was."""
     sent_us: int = 0
     """When the webhook took it, 0: it did not."""
+    sending_us: int = 0
+    """When somebody began to send it last, 0: it was not taken."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Sequence
-from datetime import timedelta
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import click
 
 from featurestore.cli.exits import EXIT_FAILED, EXIT_PENDING
 from featurestore.cli.instants import Moment, duration, instant
-from featurestore.cli.output import Output, repo_command
+from featurestore.cli.output import Output, repo_command, show_error
+from featurestore.cli.shared import given
 from featurestore.definitions import Monitor
-from featurestore.errors import FeatureStoreError, InputError
-from featurestore.quality.acting import act, checked, send, told
+from featurestore.errors import FeatureStoreError
+from featurestore.quality.acting import act, told
 from featurestore.quality.report import HEADS, MonitorResult, metrics, page
+from featurestore.quality.telling import checked, send
 from featurestore.store import FeatureStore
+from featurestore.training.outputs import write_text
 from featurestore.types.times import to_datetime
 
 
@@ -45,86 +49,115 @@ def command(
 ) -> None:
     """Compare what is served, or what runs bring, with its baseline.
 
-    All monitors of the project, or those that are named. Exit codes: 0 healthy or not judged, 3 alarm, 1 could not
-    tell.
+    All monitors of the project, or those that are named. With --until before what was found last it only looks back:
+    nothing is kept, and no alarm opens, ends or starts anything. Exit codes: 0 healthy or not judged, 3 alarm, 1 could
+    not tell.
     """
     at = None if until is None else to_datetime(until(store.workspace.clock))
     if webhook:
         checked(store.settings.monitor)
-    results, failed = list[MonitorResult](), False
-    for name in names or _all(store):
-        try:
-            results.append(store.monitor(name, at))
-        except FeatureStoreError as error:
-            if len(names) == 1:
-                raise
-            failed = True
-            output.note(f"{name} could not be run: {error}")
+    work = _Work(store, output)
+    results = work.run(names or _all(store), at)
+    # What cannot be written keeps no alarm from being told: each of these goes on, and says at the end what is missing.
     for path, written in ((html, page), (text, metrics)):
         if path is not None:
-            _write(path, written(results))
-    output.emit([result.to_dict() for result in results])
-    if not results and not failed:
-        output.say("Nothing is monitored: declare Monitor(...) in the feature repo, and run `fs apply`.")
-    for result in results:
-        _show(output, result)
-    if html is not None:
-        output.say(f"A page is written to {html}.")
-    for result in results if webhook or on_alarm else ():
-        failed |= not _follow(store, output, result, on_alarm, cooldown, timeout, webhook=webhook)
+            work.write(path, partial(written, results))
+    with output.surviving():
+        output.emit([result.to_dict() for result in results])
+        if not results and not work.failed:
+            output.say("Nothing is monitored: declare Monitor(...) in the feature repo, and run `fs apply`.")
+        for result in results:
+            _show(output, result)
+        if html in work.written:
+            output.say(f"A page is written to {html}.")
+    with _ended_by_signals():
+        for result in results:
+            if webhook:
+                work.tell(result)
+            if on_alarm:
+                work.act(result, on_alarm, cooldown, timeout)
+    if output.lost:
+        work.note(f"What was found could not be printed: {output.lost}.")
     if any(result.state == "alarm" for result in results):
         raise SystemExit(EXIT_PENDING)
-    if failed:
+    if work.failed or output.lost:
         raise SystemExit(EXIT_FAILED)
 
 
-def _follow(
-    store: FeatureStore,
-    output: Output,
-    result: MonitorResult,
-    on_alarm: str | None,
-    cooldown: timedelta,
-    timeout: timedelta,
-    *,
-    webhook: bool,
-) -> bool:
-    """Do what follows an alarm; tell whether the webhook took what it should."""
-    took = True
-    if webhook:
-        try:
-            sent = send(store.workspace, result)
-        except FeatureStoreError as error:
-            took = False
-            output.note(str(error))
-        else:
+class _Work:
+    """Runs monitors, and does what follows; what fails is noted, and keeps nothing else from being done."""
+
+    def __init__(self, store: FeatureStore, output: Output) -> None:
+        self._store, self._output = store, output
+        self.failed = False
+        self.written: set[Path | None] = set()
+
+    def note(self, text: str) -> None:
+        """Note something on standard error, if that takes it."""
+        with self._output.surviving():
+            self._output.note(text)
+
+    def run(self, names: Sequence[str], at: datetime | None) -> list[MonitorResult]:
+        """Return what monitors found; raises the error of one that is run alone."""
+        if len(names) == 1:
+            return [self._store.monitor(names[0], at)]
+        results = []
+        for name in names:
+            with self._noting(f"{name} could not be run"):
+                results.append(self._store.monitor(name, at))
+        return results
+
+    def write(self, path: Path, made: Callable[[], str]) -> None:
+        """Write a file."""
+        with self._noting(f"{path} is not written"):
+            write_text(made(), path)
+            self.written.add(path)
+
+    def tell(self, result: MonitorResult) -> None:
+        """Send alarms that nobody was told of."""
+        sent: tuple[str, ...] = ()
+        with self._noting("Alarms are not sent"):
+            sent = send(self._store.workspace, result)
+        with self._output.surviving():
             if sent:
-                output.say(f"{result.document.monitor}: alarms {', '.join(sent)} are sent.")
-    if on_alarm:
-        acted = act(store.workspace, result, on_alarm, cooldown=cooldown, timeout=timeout)
-        if acted is not None:
-            output.note(told(acted))
-    return took
+                self._output.say(f"{result.document.monitor}: alarms {', '.join(sent)} are sent.")
+
+    def act(self, result: MonitorResult, on_alarm: str, cooldown: timedelta, timeout: timedelta) -> None:
+        """Run the command for alarms that none ran for."""
+        with self._noting("The command is not run"):
+            acted = act(self._store.workspace, result, on_alarm, cooldown=cooldown, timeout=timeout)
+            if acted is not None:
+                self.note(told(acted))
+
+    @contextmanager
+    def _noting(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.failed = True
+            self.note(f"{what}: {error if isinstance(error, FeatureStoreError) else 'there is a defect.'}")
+            if not isinstance(error, FeatureStoreError):
+                with self._output.surviving():
+                    show_error(error, as_json=False, debug=bool(given("debug")))
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as an exception, so that a command ends with it and leaves no report."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _all(store: FeatureStore) -> Sequence[str]:
     return [each.name for each in store.workspace.snapshot().list(Monitor.kind)]
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file in one step: what reads it meanwhile sees the whole old one or the whole new one."""
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"{path} cannot be written: {reason}.", hint="Name another file.", path=str(path)) from None
 
 
 def _show(output: Output, result: MonitorResult) -> None:

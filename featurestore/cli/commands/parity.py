@@ -44,13 +44,14 @@ def command(
     clock = store.workspace.clock
     start, end = (None if given is None else to_datetime(given(clock)) for given in (since, until))
     found = store.parity(service, start, end)
+    if out is not None:  # first: an output that takes nothing is no reason to lose it
+        write_rows(found.differences, out)
     output.emit(found.to_dict())
     output.say(found.title())
     output.table(HEADS, list(found.cells()))
     for note in found.notes():
         output.say(note)
     if out is not None:
-        write_rows(found.differences, out)
         output.say(f"{_written(found)} written to {out}.")
     if check and found.is_empty:
         first, last = (to_short_rfc3339(at_us) for at_us in (found.start_us, found.end_us))
