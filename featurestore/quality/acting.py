@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import tempfile
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +26,7 @@ from featurestore.workspace import Workspace
 
 STANDARD_ERROR = 2
 """The descriptor that commands write to."""
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ def act(
     report, lacks = _report(result)
     told = dict(zip(ALARM_VARIABLES, (name, result.state, " ".join(ids), report), strict=True))
     try:
-        return Acted(name, ids, _run(command, told, timeout), lacks)
+        return Acted(name, ids, _Running().run(command, told, timeout), lacks)
     except OSError as error:
         change_alarms(
             workspace, name, lambda document, _: (replace(marked(document, ids, acted_us=0), acted_us=0), ids)
@@ -98,23 +101,55 @@ def _remove(path: str) -> None:
             Path(path).unlink()
 
 
-def _run(command: str, told: dict[str, str], timeout: timedelta) -> int | None:
-    """Return the exit code of a command, None where it took too long: then its process group is ended.
+class _Running:
+    """A command in a process group of its own, which a signal to this process ends: then this process ends, too.
 
-    Whatever else ends the wait, such as a signal to this process, ends the group as well.
+    A handler that raised could do so within Popen, before anybody knows the group.
     """
-    process = subprocess.Popen(  # noqa: S602 - the person's own command, in the person's own shell
-        command, shell=True, env={**os.environ, **told}, stdout=STANDARD_ERROR, start_new_session=True
-    )
-    try:
-        return process.wait(timeout.total_seconds())
-    except BaseException as error:
-        with suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if isinstance(error, subprocess.TimeoutExpired):
-            return None
-        raise
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._signal = 0
+
+    def run(self, command: str, told: dict[str, str], timeout: timedelta) -> int | None:
+        """Return the exit code of a command, None where it took too long: then its group is ended."""
+        with self._signals():
+            self._process = process = subprocess.Popen(  # noqa: S602 - the person's own command, in their own shell
+                command, shell=True, env={**os.environ, **told}, stdout=STANDARD_ERROR, start_new_session=True
+            )
+            if self._signal:
+                self._kill()
+            code: int | None = None
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(timeout.total_seconds())
+            if process.returncode is None:
+                self._kill()
+                process.wait()
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._signal:
+            raise SystemExit(128 + self._signal)
+        return code
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        is_main = threading.current_thread() is threading.main_thread()
+        wanted = [each for each in _ENDING if is_main and signal.getsignal(each) not in (signal.SIG_IGN, None)]
+        before = {each: signal.signal(each, self._end) for each in wanted}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def _end(self, number: int, _: object) -> None:
+        self._signal = number
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def told(acted: Acted) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -70,12 +69,11 @@ def command(
             _show(output, result)
         if html in work.written:
             output.say(f"A page is written to {html}.")
-    with _ended_by_signals():
-        for result in results:
-            if webhook:
-                work.tell(result)
-            if on_alarm:
-                work.act(result, on_alarm, cooldown, timeout)
+    for result in results:
+        if webhook:
+            work.tell(result)
+        if on_alarm:
+            work.act(result, on_alarm, cooldown, timeout)
     if output.lost:
         work.note(f"What was found could not be printed: {output.lost}.")
     if any(result.state == "alarm" for result in results):
@@ -139,21 +137,6 @@ class _Work:
             if not isinstance(error, FeatureStoreError):
                 with self._output.surviving():
                     show_error(error, as_json=False, debug=bool(given("debug")))
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as an exception, so that a command ends with it and leaves no report."""
-
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _all(store: FeatureStore) -> Sequence[str]:
