@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from featurestore.definitions import FeatureService
-from featurestore.errors import InputError, ModelError
+from featurestore.errors import InputError, ModelError, NotFoundError
 from featurestore.ledger.consumers import Consumer, add_consumer, list_consumers
 from featurestore.models.trained import trained
+from featurestore.tracking.mlflow import aliased_models
 from featurestore.workspace import Workspace
 
 PREFIX = "mlflow/"
@@ -43,3 +46,13 @@ def register_model(workspace: Workspace, uri: str, *, owner: str = "") -> Consum
     if consumer != known:  # what is noted already needs no new entry
         add_consumer(workspace.ledger, workspace.project, consumer)
     return consumer
+
+
+def register_models(workspace: Workspace) -> list[Consumer]:
+    """Note every model that an alias names; see `FeatureStore.register_models`."""
+    found = []
+    for uri in aliased_models():
+        # Not of ours, or moved or deleted a moment ago.
+        with suppress(ModelError, NotFoundError, InputError):
+            found.append(register_model(workspace, uri))
+    return found

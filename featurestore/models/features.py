@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import FeatureSelection
-from featurestore.errors import ModelError, NotFoundError
+from featurestore.errors import FeatureStoreError, ModelError, NotFoundError
 from featurestore.models.trained import Trained, trained
 from featurestore.plan.texts import difference_lines
 from featurestore.registered.records import selection_from
@@ -92,11 +92,17 @@ class ModelFeatures:
         workspace = self._workspace
         while True:
             snapshot = workspace.recent_snapshot()
-            found = get_online_features(
-                workspace, self._served(snapshot), entity_rows, full_feature_names=self._full_names
-            )
-            if workspace.recent_snapshot() is snapshot:  # else another one may have been served
-                return found
+            served, failed, found = self._served(snapshot), None, None
+            try:
+                found = get_online_features(workspace, served, entity_rows, full_feature_names=self._full_names)
+            except FeatureStoreError as error:  # also of what is another definition since a moment ago
+                failed = error
+            if workspace.recent_snapshot() is not snapshot:  # another one may have been served: it is checked, too
+                continue
+            if failed is not None:
+                raise failed
+            assert found is not None
+            return found
 
     def get_historical_features(
         self,

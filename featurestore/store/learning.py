@@ -160,3 +160,14 @@ class Learning(Observing):
         from featurestore.models import register_model
 
         return register_model(self.workspace, model, owner=owner)
+
+    def register_models(self) -> Sequence[Consumer]:
+        """Note, as `register_model` does, every model of MLflow that an alias names, and return those of this project.
+
+        For a timer or a pipeline: MLflow tells nobody when a model is registered or an alias moves. Models that were
+        trained without a logged set, or in another project, are left alone, and nothing is forgotten. Raises
+        TrackerError.
+        """
+        from featurestore.models import register_models
+
+        return register_models(self.workspace)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from featurestore.errors import InputError, NotFoundError, TrackerError, did_you_mean
+from featurestore.errors import InputError, ModelError, NotFoundError, TrackerError, did_you_mean
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,6 +32,7 @@ MOST_TAG = 8_000
 _MOST_NAME = 500
 _MOST_SCHEMA = 1_000_000
 _DIGEST = 32
+_PAGE = 100
 _MOST_DOCUMENT = 64 * 2**20
 """A larger artifact is not read."""
 _PROBE_S = 5.0
@@ -118,7 +119,8 @@ def log_set(given: SetInput, *, run_id: str | None, context: str) -> str:
 def read_run(uri: str) -> TrackedRun:
     """Return the run that a model, or a run, is.
 
-    Raises InputError for a text that names neither, NotFoundError with the closest name, TrackerError.
+    Raises InputError for a text that names neither, NotFoundError with the closest name, ModelError for a version
+    without a run, TrackerError.
     """
     is_run = str(uri).startswith("runs:")
     found = _checked(uri, _RUN if is_run else _MODEL)
@@ -129,7 +131,7 @@ def read_run(uri: str) -> TrackedRun:
         name, alias, number = found[1], found[2], found[3]
         model = _found(lambda: client.get_registered_model(name))
         if model is None:
-            known = [each.name for each in client.search_registered_models(max_results=100)]
+            known = [each.name for each in client.search_registered_models(max_results=_PAGE)]
             raise NotFoundError(
                 f"MLflow has no registered model {name!r}.",
                 hint=did_you_mean(name, known) or "Log one with registered_model_name=.",
@@ -146,11 +148,22 @@ def read_run(uri: str) -> TrackedRun:
             )
         run_id = version.run_id or _run_of_logged(client, version)
         if not run_id:
-            raise TrackerError(
+            raise ModelError(
                 f"Version {number} of model {name!r} names no run: MLflow cannot say what it was trained with.",
                 hint="Register a model that was logged in a run: log_model(..., registered_model_name=...).",
             )
         return TrackedRun(uri, run_id, _run(client, run_id, uri).data.tags, name, number)
+
+
+def aliased_models() -> list[str]:
+    """Return every model that an alias names, as `read_run` takes it; raises TrackerError."""
+    client, found, token = _client(), list[str](), None
+    with _translated():
+        while True:
+            page = client.search_registered_models(max_results=_PAGE, page_token=token)
+            found += [f"models:/{model.name}@{alias}" for model in page for alias in sorted(model.aliases)]
+            if not (token := page.token):
+                return found
 
 
 def read_document(run_id: str, file: str) -> Mapping[str, Any]:

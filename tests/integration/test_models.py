@@ -26,10 +26,11 @@ import pytest
 import requests
 from support.catalog_server import serving_catalog
 from support.clock import ManualClock
+from support.command_line import CommandLine
 from support.mlflow_server import MlflowServer
 from support.serving import NO_TLS
 
-from featurestore import FeatureStore
+from featurestore import FeatureStore, serving
 from featurestore.errors import FeatureStoreError, InputError, ModelError, NotFoundError, TrackerError, TrainingSetError
 from featurestore.ledger.consumers import list_consumers
 from featurestore.tracking import mlflow as tracking
@@ -125,8 +126,9 @@ def refused(work: Callable[[], Any], error: type[FeatureStoreError], *texts: str
 
 
 @pytest.fixture(autouse=True)
-def _no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+def _mlflow_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
 @pytest.fixture
@@ -170,7 +172,9 @@ class Mlflow:
 
 
 @pytest.mark.slow(20)
-def test_a_model_from_its_training_to_its_serving(tmp_path: Path, server: MlflowServer) -> None:
+def test_a_model_from_its_training_to_its_serving(
+    tmp_path: Path, server: MlflowServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     world = World(tmp_path / "shop")  # the server starts meanwhile
     saved = world.training().save("march")
     server.wait()
@@ -179,9 +183,9 @@ def test_a_model_from_its_training_to_its_serving(tmp_path: Path, server: Mlflow
     mlflow.client.set_registered_model_alias("delays", "champion", version)
     its_run_says(mlflow, run_id, saved, world)
     runs_take_one_set(mlflow, run_id, world)
-    it_is_a_consumer(mlflow, world, tmp_path)
+    it_is_a_consumer(world)
     what_it_was_trained_with_is_served(world, run_id, saved)
-    what_names_nothing_is_refused(mlflow, world, tmp_path)
+    what_names_nothing_is_refused(mlflow, world, CommandLine(world.root, capsys))
     another_definition_is_refused(world)
     other_projects_are_refused(world, tmp_path)
 
@@ -240,7 +244,7 @@ def runs_take_one_set(mlflow: Mlflow, run_id: str, world: World) -> None:
     refused(lambda: span.log_to_mlflow(run_id=run_id), TrainingSetError, "cannot be logged")
 
 
-def it_is_a_consumer(mlflow: Mlflow, world: World, tmp_path: Path) -> None:
+def it_is_a_consumer(world: World) -> None:
     store = world.store
     first = store.register_model("models:/delays@champion", owner="ada")
     assert (first.name, first.services, first.owner) == ("mlflow/delays@champion", ("trips_v1",), "ada")
@@ -281,7 +285,7 @@ def what_it_was_trained_with_is_served(world: World, run_id: str, training: Trai
     assert again.id == training.id
 
 
-def what_names_nothing_is_refused(mlflow: Mlflow, world: World, tmp_path: Path) -> None:
+def what_names_nothing_is_refused(mlflow: Mlflow, world: World, fs: CommandLine) -> None:
     ask, register = world.store.features_for, world.store.register_model
     refused(lambda: ask("models:/delays@champoin"), NotFoundError, "no alias 'champoin'", "champion")
     refused(lambda: ask("models:/dealys@champion"), NotFoundError, "no registered model 'dealys'", "delays")
@@ -296,7 +300,7 @@ def what_names_nothing_is_refused(mlflow: Mlflow, world: World, tmp_path: Path) 
             run_id,
         )
     mlflow.register("bare", None)
-    refused(lambda: ask("models:/bare/2"), TrackerError, "Version 2 of model 'bare' names no run")
+    refused(lambda: ask("models:/bare/2"), ModelError, "Version 2 of model 'bare' names no run")
     # As log_model(registered_model_name=) does it: the version names a logged model, and that one its run.
     logged = mlflow.client.create_logged_model("0", source_run_id=run_id)
     mlflow.client.create_model_version(
@@ -304,6 +308,16 @@ def what_names_nothing_is_refused(mlflow: Mlflow, world: World, tmp_path: Path) 
     )
     refused(lambda: ask("models:/bare/3"), ModelError, "not trained with a logged training set", run_id)
     refused(lambda: register(f"runs:/{run_id}"), ModelError, "not trained with")
+    # Others train without us, and an alias may name such a version.
+    mlflow.client.set_registered_model_alias("bare", "champion", "2")
+    mlflow.client.set_registered_model_alias("delays", "shadow", "1")
+    assert [each["name"] for each in fs.json("consumer", "models")] == [
+        "mlflow/delays@champion",
+        "mlflow/delays@shadow",
+    ]
+    assert "mlflow/delays@champion (ada) reads trips_v1" in fs("consumer", "models", "models:/delays@champion")
+    assert "mlflow/delays@shadow is forgotten" in fs("consumer", "remove", "mlflow/delays@shadow")
+    assert "no registered model 'dealys'" in fs("consumer", "models", "models:/dealys/1", expect=1)
     listed = world.store.get_historical_features(frame(), ["stats:rating", "stats:city"])
     _, version = mlflow.train(listed, "<b>list")
     refused(lambda: register("models:/<b>list/1"), ModelError, "was trained with a list of features", "FeatureService")
@@ -352,6 +366,17 @@ def another_definition_is_refused(world: World) -> None:
     # The view has other generations now, and its definition is the one of then.
     world.store.materialize_incremental()
     assert served() == same
+    # Another code is applied between the look at the definitions and the answer.
+    read = serving.get_online_features
+
+    def applied_first(*arguments: Any, **more: Any) -> Any:
+        world.apply(changed("k / n if n", "k * n if n"))
+        return read(*arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serving, "get_online_features", applied_first)
+        refused(served, ModelError, "code of length__km_per_trip")
+    world.apply(FEATURES)
 
 
 def other_projects_are_refused(world: World, tmp_path: Path) -> None:

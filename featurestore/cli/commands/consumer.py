@@ -47,6 +47,23 @@ def add(
     output.say(f"{consumer} reads {', '.join(services)}: plans say so from now on.")
 
 
+@command.command("models")
+@click.argument("models", nargs=-1)
+@click.option("--owner", default="", help="Whom to ask before their features change.")
+@repo_command
+def models(store: FeatureStore, output: Output, models: tuple[str, ...], owner: str) -> None:
+    """Note models of MLflow as consumers: models:/NAME@ALIAS or models:/NAME/VERSION, by default all with an alias.
+
+    Each reads the services that it was trained with. MLFLOW_TRACKING_URI says where MLflow is.
+    """
+    found = [store.register_model(each, owner=owner) for each in models] if models else store.register_models()
+    output.emit([asdict(consumer) for consumer in found])
+    for consumer in found:
+        output.say(f"{consumer} reads {', '.join(consumer.services)}: plans say so from now on.")
+    if not found:
+        output.say("MLflow has no model with an alias that was trained with a logged set of this project.")
+
+
 @command.command("list")
 @repo_command
 def list_all(store: FeatureStore, output: Output) -> None:
