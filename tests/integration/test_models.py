@@ -412,7 +412,7 @@ def test_mlflow_is_away_or_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     with pytest.raises(TrackerError) as caught:
         tracking.read_run("models:/delays/1")
     assert "secret" not in str(caught.value)
-    assert time.monotonic() - begin_s < 10
+    assert time.monotonic() - begin_s < 60  # MLflow itself would try for minutes
     # Without a server MLflow would make a file here.
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.chdir(tmp_path)
