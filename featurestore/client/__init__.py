@@ -249,7 +249,8 @@ class FeatureClient:
         each entity row of the request, or one value where it had one row; NaN counts as none. ``model`` names the model
         and its version. ``service`` may be left out for the last 10,000 requests of this client. Where the client knows
         that the served log does not keep the answer, nobody could join the prediction: it is not sent unless
-        ``only_kept=False``. 0 also says that the server's queue was full. Raises InputError, and NotFoundError for a
+        ``only_kept=False``. 0 also says that the server's queue was full, or that it knows too many names or models.
+        Raises InputError, also for a name of which the server took another kind of value, and NotFoundError for a
         service without a log.
         """
         known = self._requests.find(request_id)

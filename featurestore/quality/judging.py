@@ -44,7 +44,8 @@ def performance(
     snapshot = workspace.snapshot()
     snapshot.get(FeatureService, service)
     read = read_label(snapshot, label)
-    found = join_predictions(workspace, service, start_us, end_us, only=prediction)
+    kinds = _FITTING.get(read.request.outputs[0].field.type, ())
+    found = join_predictions(workspace, service, start_us, end_us, only=prediction, fitting=kinds)
     old_enough, labels = labelled(workspace, snapshot, service, found.rows, [read])
     times = found.rows.column(AT).cast("int64").to_numpy()
     watermark = read_watermark(workspace.ledger, read.read.registered)
@@ -57,7 +58,18 @@ def performance(
     models.sort(key=lambda each: (each.first_us is None, each.first_us, each.model))
     feature = f"{read.read.view.name}:{read.read.features[0]}"
     made = tuple(models)
-    return Performance(service, prediction, feature, label.horizon_us, judged, start_us, end_us, made, found.repeated)
+    return Performance(
+        service,
+        prediction,
+        feature,
+        label.horizon_us,
+        judged,
+        start_us,
+        end_us,
+        made,
+        found.repeated,
+        other_kind=found.other_kind,
+    )
 
 
 class _Values(NamedTuple):
@@ -167,6 +179,8 @@ class _Rows:
 
 
 _NUMBERS = {Bool, Int32, Int64, Float32, Float64}
+_FITTING = {String: ("text",), **dict.fromkeys(_NUMBERS, ("number", "boolean"))}
+"""The kinds of predictions that compare with labels of a type."""
 
 
 def _rows(

@@ -65,6 +65,8 @@ class Performance:
     """Each model, the one that was first in use first."""
     repeated: int
     """Predictions that a later one of the same request, row and model replaced."""
+    other_kind: int = 0
+    """Values of the prediction that are of another kind than those that are judged: in no other figure."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -82,6 +84,7 @@ class Performance:
             "end": to_short_rfc3339(self.end_us),
             "models": models,
             "repeated": self.repeated,
+            "other_kind": self.other_kind,
         }
 
     def to_pandas(self) -> pd.DataFrame:
@@ -117,6 +120,8 @@ class Performance:
             yield "no prediction of this span stands beside what was served"
         if self.repeated:
             yield f"{self.repeated:,} predictions were logged again: the last one counts"
+        if self.other_kind:
+            yield f"{self.other_kind:,} predictions are of another kind than those that are judged: left out"
         view = self.label.partition(":")[0]
         for each in self.models:
             name = visible(each.model)

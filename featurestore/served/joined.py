@@ -35,21 +35,10 @@ def joined(kind: Kind, tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Tabl
         kinds[field.name] = together(own, field.type, tables, field.name) or own
     first = [field.name for field in schema]
     target = pa.schema([(name, kinds[name]) for name in (*first, *(name for name in kinds if name not in first))])
-    if all(table.schema.equals(target) for table in tables):
-        return pa.concat_tables([target.empty_table(), *tables])
     cast = [
-        pa.table(
-            [
-                table.column(field.name).cast(field.type)
-                if field.name in table.column_names
-                else pa.nulls(table.num_rows, field.type)
-                for field in target
-            ],
-            schema=target,
-        )
-        for table in tables
-    ]
-    return pa.concat_tables([target.empty_table(), *cast])
+        pa.table({name: table.column(name).cast(kinds[name]) for name in table.column_names}) for table in tables
+    ]  # what a table lacks is null, which is Arrow's to make: in Python many columns of many tables would take long
+    return pa.concat_tables([target.empty_table(), *cast], promote_options="default")
 
 
 def without_others(table: pa.Table, schema: pa.Schema) -> pa.Table:

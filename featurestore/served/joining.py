@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.served.files import PREDICTED, rows_between
 from featurestore.served.joined import joined
 from featurestore.served.keep import no_log, read_served, services_kept
+from featurestore.served.kinds import apart, is_other, is_prediction, other_kind
 from featurestore.served.predictions import schema_of
 from featurestore.served.shape import AT, MODEL, PREDICTED_AT, PREDICTION, REQUEST_ID, ROW
 from featurestore.workspace import Readers
@@ -41,10 +42,12 @@ class PredictedRows:
     """Predictions of the span beside which nothing was served: their requests were not kept, or are gone."""
     lonely: pa.Table
     """These, as they were logged."""
+    other_kind: int = 0
+    """Values of the span that are of another kind than most of their name: each kind has a column of its own."""
 
     def counts(self) -> dict[str, int]:
         """Return the counts by name."""
-        return {"repeated": self.repeated, "without_served": self.without_served}
+        return {"repeated": self.repeated, "without_served": self.without_served, "other_kind": self.other_kind}
 
     def notes(self) -> Iterator[str]:
         """Yield the counts that are not 0, in words."""
@@ -52,6 +55,8 @@ class PredictedRows:
             yield f"{self.repeated:,} predictions were logged again: the last one counts"
         if self.without_served:
             yield f"{self.without_served:,} predictions are of requests that are not in the served log"
+        if self.other_kind:
+            yield f"{self.other_kind:,} values are of another kind than most of their name, in columns of their own"
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows as a frame."""
@@ -60,16 +65,22 @@ class PredictedRows:
 
 def read_predictions(workspace: Readers, service: str, start_us: int, end_us: int) -> pa.Table:
     """Return the predictions of [start, end), oldest first. See `FeatureStore.read_predictions`."""
-    return _in_order(_tables(workspace, service, start_us, end_us))
+    return _in_order(apart(_tables(workspace, service, start_us, end_us)))
 
 
 def join_predictions(
-    workspace: Readers, service: str, start_us: int, end_us: int, *, only: str | None = None
+    workspace: Readers,
+    service: str,
+    start_us: int,
+    end_us: int,
+    *,
+    only: str | None = None,
+    fitting: Collection[str] = (),
 ) -> PredictedRows:
     """Return predictions beside what was served in [start, end). See `FeatureStore.join_predictions`.
 
-    ``only`` is the one name to read, so that others may change their kinds; raises NotFoundError if nobody logged it.
-    Models that log other names alone are left out then.
+    ``only`` is the one name to read, of the kinds in ``fitting`` first, as `kinds.apart`; raises NotFoundError if
+    nobody logged it. Models that log other names alone are left out then, and values of another kind too.
     """
     import numpy as np
     import pyarrow as pa
@@ -79,8 +90,11 @@ def join_predictions(
         tables = _tables(workspace, service, start_us - CLOCKS_US, end_us + LATEST_US)
     except NotFoundError:  # of a service that is gone
         tables = []
-    logged = _in_order(tables if only is None else _only(tables, PREDICTION + only))
-    names = [name for name in logged.column_names if name.startswith(PREDICTION)]
+    tables = apart(tables, fitting)
+    name = None if only is None else PREDICTION + only
+    others = sum(other_kind(table, name, start_us, end_us) for table in tables)
+    logged = _in_order(tables if name is None else _only(tables, name))
+    names = [*filter(is_prediction, logged.column_names)]
     codes = _codes(served, logged)
     keys = np.unique(np.stack([codes[1], _numbers(logged, MODEL)]), axis=1, return_inverse=True)[1].reshape(-1)
     count = int(keys.max(initial=-1)) + 1
@@ -103,7 +117,7 @@ def join_predictions(
         is_used[places[places >= 0]] = True
     repeated = int((~is_used & _within(logged_us, start_us, end_us)).sum())
     lonely = logged.take(pa.array(last[is_lonely]))
-    return PredictedRows(rows.sort_by(_ORDER), repeated, lonely.num_rows, lonely)
+    return PredictedRows(rows.sort_by(_ORDER), repeated, lonely.num_rows, lonely, others)
 
 
 def _tables(workspace: Readers, service: str, start_us: int, end_us: int) -> list[pa.Table]:
@@ -123,14 +137,17 @@ def _in_order(tables: list[pa.Table]) -> pa.Table:
 
 
 def _only(tables: list[pa.Table], name: str) -> list[pa.Table]:
-    """Return tables with one prediction, without the models that have it nowhere and others somewhere."""
+    """Return tables with one prediction, without the models that have it nowhere and others somewhere.
+
+    Rows in which it is of another kind are left out.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     having, others = set[str](), set[str]()
-    names = {column for table in tables for column in table.column_names if column.startswith(PREDICTION)}
+    names = {column for table in tables for column in table.column_names if is_prediction(column)}
     if names and name not in names:
-        known = sorted(column.removeprefix(PREDICTION) for column in names)
+        known = sorted(column.removeprefix(PREDICTION) for column in names if not is_other(column))
         wanted = name.removeprefix(PREDICTION)
         raise NotFoundError(
             f"No model logged a prediction {wanted!r} in this span.",
@@ -138,13 +155,19 @@ def _only(tables: list[pa.Table], name: str) -> list[pa.Table]:
             name=wanted,
         )
     for table in tables:
-        for column in (column for column in table.column_names if column.startswith(PREDICTION)):
-            found = table.column(MODEL).filter(table.column(column).is_valid()).unique().to_pylist()
-            (having if column == name else others).update(found)
+        for column in filter(is_prediction, table.column_names):
+            models = table.column(MODEL).filter(table.column(column).is_valid()).unique().to_pylist()
+            (having if column == name else others).update(models)
     left_out = pa.array(sorted(others - having), pa.string())
-    common = schema_of({}).names
-    chosen = [table.select([*common, *(c for c in table.column_names if c == name)]) for table in tables]
-    return [table.filter(pc.invert(pc.is_in(table.column(MODEL), left_out))) for table in chosen]
+    found = []
+    for table in tables:
+        is_out = pc.is_in(table.column(MODEL), left_out)
+        for column in table.column_names:
+            if is_other(column, name):
+                is_out = pc.or_(is_out, table.column(column).is_valid())
+        chosen = [*schema_of({}).names, *(column for column in table.column_names if column == name)]
+        found.append(table.filter(pc.invert(is_out)).select(chosen))
+    return found
 
 
 def _numbers(table: pa.Table, name: str) -> Places:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from unicodedata import category
 
 from featurestore.definitions.base import check_column_name, twins
 from featurestore.errors import InputError
-from featurestore.served.files import FORMAT, PREDICTED
-from featurestore.served.joined import joined
+from featurestore.served.files import FORMAT
 from featurestore.served.shape import INSTANCE, MODEL, PREDICTED_AT, PREDICTION, REQUEST_ID, ROW
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ MOST_EXACT = 2**53
 
 Form = Literal["number", "text", "bool", "nothing"]
 """What the values of a prediction are; nothing where all are null."""
+FORMS: Mapping[Form, str] = {"number": "numbers", "text": "texts", "bool": "booleans", "nothing": "nulls"}
+"""How messages call them."""
+_BYTES, _BYTES_A_NAME = 400, 250
+"""About what a prediction takes in memory besides its texts and values."""
 
 
 class KeptFor(NamedTuple):
@@ -58,6 +62,10 @@ def checked(
             f"{request_id!r} is not the id of a request: it has at most 128 letters, digits and ._:/+=-.",
             hint="Send the X-Request-ID of the answer.",
         )
+    if any(category(sign) == "Cc" for sign in model):
+        raise InputError(
+            f"The model {model!r} has a control character in its name.", hint="Send its name and version as a text."
+        )
     if not values:
         raise InputError("There are no values.", hint='Send them by name: {"delay": [12.5]}.')
     for name in values:
@@ -74,10 +82,10 @@ def checked(
             f"{first!r} has {lengths[first]} values and {second!r} has {lengths[second]}.",
             hint="Send one value for each entity row of the request, null where there is none.",
         )
-    columns, forms, size = {}, {}, 0
+    columns, forms, size = {}, {}, _BYTES + getsizeof(model)
     for name, column in values.items():
         columns[name], forms[name] = _column(name, column)
-        size += 8 * len(column) + sum(map(getsizeof, columns[name]))
+        size += _BYTES_A_NAME + 8 * len(column) + sum(map(getsizeof, columns[name]))
     rows = next(iter(lengths.values()))
     return Prediction(kept_for, request_id, at_us, model, rows, columns, tuple(sorted(forms.items()))), size
 
@@ -129,36 +137,12 @@ def schema_of(forms: Mapping[str, Form]) -> pa.Schema:
     )
 
 
-def tables_of(predictions: Sequence[Prediction], instance: str) -> Iterator[pa.Table]:
-    """Yield predictions as tables, one for all that have the same names and forms."""
-    groups: dict[tuple[tuple[str, Form], ...], list[Prediction]] = {}
-    for prediction in predictions:
-        groups.setdefault(prediction.forms, []).append(prediction)
-    for forms, members in groups.items():
-        yield _table(members, schema_of(dict(forms)), [name for name, _ in forms], instance)
-
-
-def merged(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
-    """Yield tables of predictions as one, or as several where a name stands for values of several kinds."""
-    import pyarrow as pa
-
-    groups: list[tuple[dict[str, pa.DataType], list[pa.Table]]] = []
-    for table in tables:
-        kinds = {field.name: field.type for field in table.schema if not pa.types.is_null(field.type)}
-        fitting = (group for group in groups if all(group[0].get(name, kind) == kind for name, kind in kinds.items()))
-        group = next(fitting, None)
-        if group is None:
-            groups.append(group := ({}, []))
-        group[0].update(kinds)
-        group[1].append(table)
-    for _, members in groups:
-        yield joined(PREDICTED, members, members[0].schema)
-
-
-def _table(members: Sequence[Prediction], schema: pa.Schema, names: Sequence[str], instance: str) -> pa.Table:
+def table_of(members: Sequence[Prediction], instance: str) -> pa.Table:
+    """Return predictions of the same names and forms as one table."""
     import numpy as np
     import pyarrow as pa
 
+    schema = schema_of(dict(members[0].forms))
     counts = [member.rows for member in members]
     total = sum(counts)
 
@@ -172,8 +156,8 @@ def _table(members: Sequence[Prediction], schema: pa.Schema, names: Sequence[str
         repeated([member.model for member in members], pa.string()),
         pa.repeat(instance, total),
     ]
-    for name in names:
-        values = [value for member in members for value in member.columns.get(name, [None] * member.rows)]
+    for name, _ in members[0].forms:
+        values = [value for member in members for value in member.columns[name]]
         columns.append(pa.array(values, schema.field(PREDICTION + name).type))
     return pa.table(columns, schema=schema)
 

@@ -41,7 +41,9 @@ class PredictionAnswer(msgspec.Struct):
     """How many rows were taken. They are in a file after at most a minute."""
 
     rows: Annotated[int, Meta(description="Rows that were taken.")]
-    dropped: Annotated[int, Meta(description="Rows that were not, because the queue was full.")]
+    dropped: Annotated[
+        int, Meta(description="Rows that were not: the queue was full, or there were too many names or models.")
+    ]
 
 
 class PredictionEndpoint(JsonEndpoint[PredictionRequest]):

@@ -122,8 +122,9 @@ class Observing:
         """Return the predictions that were logged for a service in [start, end), as an Arrow table, oldest first.
 
         ``request_id`` and ``row`` are those of `read_served`, ``predicted_at`` is the instant of the server that took
-        them; ``model``, and ``prediction.*`` by name. A prediction that was logged twice is there twice. Raises as
-        `read_served`.
+        them; ``model``, and ``prediction.*`` by name. A prediction that was logged twice is there twice. Of a name with
+        values of several kinds most of them keep the column, others are beside it, as ``prediction.delay.text``. Raises
+        as `read_served`, but for kinds.
         """
         from featurestore.served.joining import read_predictions
 

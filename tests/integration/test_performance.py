@@ -21,7 +21,7 @@ from featurestore import FeatureStore, Label
 from featurestore.errors import InputError, NotFoundError, SettingsError
 from featurestore.quality.figures import classes, numbers, yes_or_no
 from featurestore.quality.performance import Performance
-from featurestore.served.predictions import KeptFor, checked, tables_of
+from featurestore.served.predictions import KeptFor, checked, table_of
 from featurestore.server.read import served as server_log
 from featurestore.types.times import to_datetime
 
@@ -310,6 +310,6 @@ def test_a_hundred_thousand_rows(project: Project, clock: ManualClock, monkeypat
 def test_predictions_of_one_batch_lie_in_one_table() -> None:
     kept_for = KeptFor("s", "p", 1)
     made = [checked(kept_for, f"r{n}", n, "m", {"p": [n, None]})[0] for n in range(3)]
-    (table,) = tables_of(made, "i")
+    table = table_of(made, "i")
     assert table.column("prediction.p").to_pylist() == [0, None, 1, None, 2, None]
     assert table.column("row").to_pylist() == [0, 1] * 3

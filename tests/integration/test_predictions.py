@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,8 +26,9 @@ from featurestore.client import predictions as client_memory
 from featurestore.errors import DamagedFileError, InputError, NotFoundError
 from featurestore.served import files
 from featurestore.served.joining import join_predictions, read_predictions
+from featurestore.served.predictions import KeptFor, Prediction, checked
 from featurestore.served.retaining import drop_all, retain
-from featurestore.server.read import predicted
+from featurestore.server.read import known, predicted
 from featurestore.server.read import served as server_log
 from featurestore.types.times import system_clock, to_datetime
 
@@ -101,7 +104,7 @@ def test_predictions_stand_beside_what_was_served(project: Project, clock: Manua
     assert [row["prediction.why"] for row in rows] == ["a", None, HOSTILE, None]
     assert [row["prediction.is_late"] for row in rows] == [True, False, None, None]
     found = join_predictions(project.workspace(clock), "logged", 0, clock() + 1)
-    assert found.counts() == {"repeated": 0, "without_served": 0}
+    assert not any(found.counts().values())
     beside = found.rows.select(["key.customer_id", "value.clicks", "prediction.delay", "model"]).to_pylist()
     assert [tuple(row.values()) for row in beside] == [
         (1, 7, 1.0, "delays-2"), (2, None, 2.5, "delays-2"), (3, 3, None, "delays-2"), (3, 3, 0.5, HOSTILE[:100])
@@ -116,7 +119,7 @@ def test_the_last_of_one_row_and_model_counts_and_lonely_ones_are_counted(projec
             client.log_prediction(asked.request_id, {"delay": delays}, model=model)
         assert send(plain, request_id="nobodys", values={"delay": [1, 2, 3]}).json() == {"rows": 3, "dropped": 0}
     found = join_predictions(project.workspace(clock), "logged", 0, clock() + 1)
-    assert found.counts() == {"repeated": 2, "without_served": 3}
+    assert {name: count for name, count in found.counts().items() if count} == {"repeated": 2, "without_served": 3}
     rows = [(row["row"], row["model"], row["prediction.delay"]) for row in found.rows.to_pylist()]
     assert rows == [(0, "a", 5), (0, "b", 3), (1, "a", 6), (1, "b", 4)]
     early = join_predictions(project.workspace(clock), "logged", 0, clock() - 3)
@@ -180,6 +183,7 @@ def test_a_client_remembers_its_newest_requests(
         ({"request_id": "a b"}, 422, "is not the id of a request"),
         ({"request_id": ""}, 422, "is not the id of a request"),
         ({"model": ""}, 422, "length >= 1"),
+        ({"model": "m\x1b[31m"}, 422, "has a control character in its name"),
         ({"model": ...}, 422, "missing required field `model`"),
         ({"values": {}}, 422, "There are no values"),
         ({"values": {"delay": 1.5}}, 422, "Expected `array`"),
@@ -318,15 +322,101 @@ def test_retention_merging_and_teardown_are_those_of_the_served_log(project: Pro
     assert logged(project, clock) == []
 
 
-def test_names_that_change_their_kind_are_told(project: Project, clock: ManualClock) -> None:
-    with serving_here(project.workspace(clock)) as client:  # of one minute, and yet in two files
-        send(client, request_id="n", values={"p": [1], "q": [None]})
-        send(client, request_id="t", values={"p": ["one"], "q": ["two"]})
-        send(client, request_id="z", values={"p": [None]})
-    assert len(files.files_of(project.workspace(clock).offline.blobs("shop", "predicted.logged"))) == 2
-    with pytest.raises(InputError, match=r"'prediction.p' of the log of predictions is") as told:
-        read_predictions(project.workspace(clock), "logged", 0, clock() + 1)
-    assert "Read rows before 2024-02-01T12:00:00.000000Z, and after" in told.value.hint
+def test_a_name_has_one_kind_of_value(project: Project, clock: ManualClock) -> None:
+    """What a server knows it refuses; what two servers took is read, each kind in a column of its own, and counted."""
+    odd = {"request_id": "b", "model": "odd", "values": {"p": ["x", "y"], "q": [True, True]}}
+    with clients(project, clock) as (client, plain):
+        for request_id in "ab":
+            asked = {"feature_service": "logged", "entities": {"customer_id": [1, 2]}}
+            assert plain.post("/v1/online-features", json=asked, headers={"x-request-id": request_id}).is_success
+        send(plain, request_id="a", values={"p": [1, 2.5], "q": [None, None]})
+        assert client.log_prediction("a", {"p": np.array([3, 4])}, model="m", service="logged") == 2
+        assert send(plain, request_id="a", values={"p": [None, None], "q": ["one", "two"]}).is_success
+        answer = send(plain, **odd)
+        assert answer.status_code == 422
+        assert (
+            "The prediction 'p' holds texts, and numbers are logged under this name for 'logged'."
+            in error_of(answer)["message"]
+        )
+        assert send(plain, **{**odd, "service": "seldom"}).is_success  # names are those of a service
+    assert len(files.files_of(project.workspace(clock).offline.blobs("shop", "predicted.logged"))) == 3
+    clock.now_us += 1
+    with serving_here(project.workspace(clock)) as other:  # knows nothing of it
+        assert send(other, **odd).is_success
+    with FeatureStore(project.root, clock=clock) as store:
+        rows = store.read_predictions("logged")
+        assert [name for name in rows.column_names if name.startswith("prediction.")] == [
+            "prediction.p", "prediction.q", "prediction.p.text", "prediction.q.boolean"
+        ]  # fmt: skip
+        assert rows["prediction.p"].to_pylist()[-2:] == [None, None]
+        assert rows["prediction.p.text"].to_pylist()[-2:] == ["x", "y"]
+        found = store.join_predictions("logged")
+        assert found.rows.select(["prediction.p", "prediction.p.text", "model"]).to_pylist() == [
+            {"prediction.p": 3.0, "prediction.p.text": None, "model": "m"},
+            {"prediction.p": 4.0, "prediction.p.text": None, "model": "m"},
+            {"prediction.p": None, "prediction.p.text": "x", "model": "odd"},
+            {"prediction.p": None, "prediction.p.text": "y", "model": "odd"},
+        ]
+        assert found.other_kind == 4
+        assert "4 values are of another kind than most of their name, in columns of their own" in [*found.notes()]
+        early = join_predictions(store.workspace, "logged", 0, clock())
+        assert early.other_kind == 0
+
+
+def test_one_odd_request_does_not_keep_the_others_out(project: Project, clock: ManualClock) -> None:
+    with serving_here(project.workspace(clock)) as client:
+        assert send(client, values={"p": ["odd", "odd"]}).is_success
+        told = [send(client, values={"p": [1.5]}).status_code for _ in range(4)]
+        assert told == [422, 422, 200, 200]
+        assert send(client, values={"p": ["odd"]}).status_code == 422
+
+
+def test_names_models_and_sets_of_names_have_a_bound(
+    project: Project, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One client's many names are dropped, counted and told; what others log is written as before."""
+    monkeypatch.setattr(known, "MOST_SHAPES", 3)
+    monkeypatch.setattr(known, "MOST_MODELS", 4)
+    with serving_here(project.workspace(clock)) as client:
+        sent = [send(client, request_id="innocent").json()]
+        sent += [send(client, values={f"n{many}_{n}": [1.0] for n in range(100)}).json() for many in range(3)]
+        sent += [send(client, request_id="again", values={"delay": [2.5]}).json()]
+        sent += [send(client, model=f"m{number}").json() for number in range(6)]
+        sent += [send(client, values={"delay": [0], "n0_1": [1]}).json()]
+        sent += [send(client, values={"delay": [0], "n0_2": [1]}).json()]
+        assert 'predicted_dropped_total{reason="many",service="logged"} 6.0' in client.get("/metrics").text
+    assert [each["rows"] for each in sent] == [1, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0]
+    assert "6 rows of the log of predictions of logged are lost: within a day it takes at most 200 names" in caplog.text
+    rows = logged(project, clock)
+    assert {row["request_id"] for row in rows if row["prediction.delay"]} == {"innocent", "again", "r"}
+    assert len(rows[0]) == 5 + 101
+
+
+def test_what_is_not_used_any_more_makes_room() -> None:
+    one = Prediction(KeptFor("s", "p", 1), "r", 0, "m", 1, {}, ())
+    seen = known.Known()
+    for number in range(known.MOST_MODELS):
+        assert seen.has_room(one._replace(model=f"m{number}"), number)
+        seen.take(one._replace(model=f"m{number}"), number)
+    day = known.KNOWN_SECONDS
+    assert not seen.has_room(one, known.MOST_MODELS)
+    seen.take(one._replace(model="m0"), day - 1)
+    assert seen.has_room(one, day + 1)
+    assert seen.has_room(one._replace(model="m0"), day + 1)
+    assert [name in seen.models for name in ("m0", "m1", "m2")] == [True, False, True]
+
+
+@pytest.mark.parametrize(("rows", "names"), [(1, 1), (1, 100), (1_000, 3)])
+def test_the_queue_counts_what_it_takes_in_memory(rows: int, names: int) -> None:
+    body = json.dumps({f"name_{n}": [n + row / 7 for row in range(rows)] for n in range(names)})
+    checked(KeptFor("s", "p", 1), "r", 0, "m", json.loads(body))  # what is made once
+    tracemalloc.start()
+    try:
+        held = [checked(KeptFor("s", "p", 1), f"r{n}", 0, f"m{n}", json.loads(body)) for n in range(50)]
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken / 2 < sum(size for _, size in held) < taken * 2.5
 
 
 def test_a_damaged_file_is_named_and_predictions_of_nobody_too(project: Project, clock: ManualClock) -> None:

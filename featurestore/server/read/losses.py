@@ -8,18 +8,20 @@ from time import monotonic
 
 from featurestore.served.files import SERVED, Kind
 from featurestore.served.hashing import KEYS_HINT
+from featurestore.server.read.known import MOST_MODELS, MOST_NAMES, MOST_SHAPES
 from featurestore.server.watch.metrics import Metrics
 
 logger = logging.getLogger("featurestore.server")
 
 WARN_SECONDS = 60.0
 """Warn of one log and reason at most so often, with all that came since."""
-FULL, SECRET, STOPPED = "full", "secret", "stopped"
+FULL, SECRET, STOPPED, MANY = "full", "secret", "stopped", "many"
 """Reasons besides a failure: values of the label ``reason``."""
 _WORDS = {
     FULL: "the queue was full",
     SECRET: f"the settings have no secret. {KEYS_HINT}",
     STOPPED: "the server stopped before the store took them",
+    MANY: f"within a day it takes at most {MOST_NAMES} names, {MOST_SHAPES} sets of names, and {MOST_MODELS} models",
 }
 _Lost = tuple[Kind, str, str]
 

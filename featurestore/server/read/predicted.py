@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from featurestore.served.files import PREDICTED, write
 from featurestore.served.keep import blobs_of
-from featurestore.served.predictions import KeptFor, Prediction, about_predictions, merged, tables_of
+from featurestore.served.predictions import Form, KeptFor, Prediction, about_predictions, table_of
 from featurestore.server.read.losses import Losses
 from featurestore.server.watch.metrics import Metrics
 from featurestore.workspace import Workspace
@@ -21,18 +22,29 @@ FILE_SECONDS, FILE_ROWS, FILE_BYTES = 60.0, 200_000, 64 << 20
 """A file is written when its first row is so old, or so much is held for it."""
 
 
+_BYTES_A_COLUMN = 500
+"""About what a column of a table takes in memory besides its values."""
+_Forms = tuple[tuple[str, Form], ...]
+
+
 @dataclass(slots=True)
 class _Held:
-    """Predictions of one service that are not in a file yet."""
+    """Predictions of one service that are not in a file yet: a file for each set of names that go together."""
 
     kept_for: KeptFor
     since_s: float
-    tables: list[pa.Table] = field(default_factory=list)
+    tables: dict[_Forms, list[pa.Table]] = field(default_factory=dict)
+    rows: int = 0
+    size: int = 0
+
+    def add(self, forms: _Forms, table: pa.Table) -> None:
+        self.tables.setdefault(forms, []).append(table)
+        self.rows += table.num_rows
+        self.size += table.nbytes + _BYTES_A_COLUMN * table.num_columns
 
     @property
     def is_full(self) -> bool:
-        rows, size = (sum(getattr(table, name) for table in self.tables) for name in ("num_rows", "nbytes"))
-        return bool(rows >= FILE_ROWS or size >= FILE_BYTES)
+        return self.rows >= FILE_ROWS or self.size >= FILE_BYTES
 
 
 class PredictionLogs:
@@ -50,30 +62,35 @@ class PredictionLogs:
     def turn(self, *, is_last: bool) -> None:
         """Take what is queued, and write what has waited long enough."""
         now_s = monotonic()
-        by_service: dict[str, list[Prediction]] = {}
+        alike: dict[tuple[str, _Forms], list[Prediction]] = {}
         while self.queue:
             prediction, size = self.queue.popleft()
             self.taken_rows += prediction.rows
             self.taken_bytes += size
-            by_service.setdefault(prediction.kept_for.service, []).append(prediction)
-        for service, predictions in by_service.items():
+            alike.setdefault((prediction.kept_for.service, prediction.forms), []).append(prediction)
+        for (service, forms), predictions in alike.items():
             held = self._held.setdefault(service, _Held(predictions[-1].kept_for, now_s))
             held.kept_for = predictions[-1].kept_for
-            held.tables += tables_of(predictions, self._instance)
+            try:
+                held.add(forms, table_of(predictions, self._instance))
+            except Exception as error:  # those of other names are kept
+                self._losses.failed(PREDICTED, service, sum(each.rows for each in predictions), error)
         for service, held in list(self._held.items()):
             if is_last or held.is_full or now_s - held.since_s >= FILE_SECONDS:
                 del self._held[service]
-                for table in merged(held.tables):
-                    self._write(held.kept_for, table)
+                for tables in held.tables.values():
+                    self._write(held.kept_for, tables)
 
-    def _write(self, kept_for: KeptFor, table: pa.Table) -> None:
-        service = kept_for.service
+    def _write(self, kept_for: KeptFor, tables: Sequence[pa.Table]) -> None:
+        import pyarrow as pa
+
+        service, rows = kept_for.service, sum(table.num_rows for table in tables)
         self._files += 1
         try:
-            blobs = blobs_of(self._workspace, PREDICTED, service)
-            write(PREDICTED, blobs, table, about_predictions(kept_for), instance=self._instance, number=self._files)
+            blobs, about = blobs_of(self._workspace, PREDICTED, service), about_predictions(kept_for)
+            write(PREDICTED, blobs, pa.concat_tables(tables), about, instance=self._instance, number=self._files)
         except Exception as error:  # whatever it is, the rows are lost and are told
-            self._losses.failed(PREDICTED, service, table.num_rows, error)
+            self._losses.failed(PREDICTED, service, rows, error)
         else:
-            self._metrics.predicted_rows.labels(service).inc(table.num_rows)
-            self._losses.done(PREDICTED, service, table.num_rows)
+            self._metrics.predicted_rows.labels(service).inc(rows)
+            self._losses.done(PREDICTED, service, rows)

@@ -27,7 +27,8 @@ from featurestore.served.keep import blobs_of
 from featurestore.served.predictions import Prediction
 from featurestore.served.rows import Clocks, ServedRequest, ServedRows
 from featurestore.served.shape import SECRET_HINT, ServedShape, lack_of_secret, shape_of
-from featurestore.server.read.losses import FULL, SECRET, Losses
+from featurestore.server.read.known import Known
+from featurestore.server.read.losses import FULL, MANY, SECRET, Losses
 from featurestore.server.read.predicted import FILE_BYTES, FILE_ROWS, FILE_SECONDS, PredictionLogs
 from featurestore.server.watch.metrics import Metrics
 from featurestore.serving.compiled import Answer, Query
@@ -81,6 +82,7 @@ class ServedLogs:
         self._losses = Losses(metrics)
         self.predictions = PredictionLogs(workspace, metrics, self._instance, self._losses)
         """Keeps what models made of the answers; it shares queue, thread and bounds."""
+        self._known: dict[str, Known] = {}
         self._keys = keys_of(workspace)
         self._queue: deque[_Offered] = deque()
         self._bits: list[int] = []
@@ -159,12 +161,20 @@ class ServedLogs:
         return True
 
     def offer_prediction(self, prediction: Prediction, size: int) -> bool:
-        """Keep a prediction if there is room, and tell whether there was. As `offer`, but for chance."""
-        if not self._has_room(prediction.rows, size):
-            self._losses.refused(files.PREDICTED, prediction.kept_for.service, prediction.rows, FULL)
+        """Keep a prediction if there is room, and tell whether there was. As `offer`, but for chance.
+
+        Raises InputError for a name that has another kind of value otherwise.
+        """
+        service, now_s = prediction.kept_for.service, monotonic()
+        known = self._known.setdefault(service, Known())
+        prediction = known.of_one_kind(prediction)
+        has_place = known.has_room(prediction, now_s)
+        if not has_place or not self._has_room(prediction.rows, size):
+            self._losses.refused(files.PREDICTED, service, prediction.rows, FULL if has_place else MANY)
             return False
+        known.take(prediction, now_s)
         self.predictions.queue.append((prediction, size))
-        self._losses.offered(files.PREDICTED, prediction.kept_for.service, prediction.rows)
+        self._losses.offered(files.PREDICTED, service, prediction.rows)
         self._offered_rows += prediction.rows
         self._offered_bytes += size
         return True

@@ -105,8 +105,8 @@ class Metrics:
         )
         self.predicted_dropped = counter(
             "featurestore_predicted_dropped",
-            "Rows of predictions that were sent and are not in their log, by reason: full (its queue), failed,"
-            " stopped.",
+            "Rows of predictions that were sent and are not in their log, by reason: full (its queue), many (names or"
+            " models), failed, stopped.",
             ["service", "reason"],
         )
 
