@@ -55,6 +55,15 @@ def _whole(document: MonitorDocument, name: str) -> MonitorDocument:
     return document
 
 
+def recent_findings(ledger: LedgerReader, project: str, name: str, *, limit: int) -> list[MonitorDocument]:
+    """Return what a monitor found, newest first; without what is in no known form."""
+    found = []
+    for entry in ledger.scan(project, MONITOR, key=name, limit=limit):
+        with suppress(RegistryFormatError), understood(f"what monitor {name!r} found"):
+            found.append(_whole(msgspec.convert(entry.document, MonitorDocument), name))
+    return found
+
+
 def write_finding(ledger: Ledger, project: str, document: MonitorDocument, *, if_version: int) -> None:
     """Keep what a monitor found; raises LedgerConflictError where it was run meanwhile."""
     ledger.append(project, MONITOR, document.monitor, msgspec.to_builtins(document), if_version=if_version)

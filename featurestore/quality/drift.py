@@ -20,6 +20,7 @@ from featurestore.engine.profiles import is_number
 from featurestore.errors import InputError
 from featurestore.quality.counts import Bar, Counts, Floats, counts_of
 from featurestore.quality.observed import ALIKE, DAY_US, KINDS, SEVERAL, Observed, ObservedFeature, distinct, weekdays
+from featurestore.statistics.bins import spikes
 from featurestore.statistics.counting import Counted
 from featurestore.types import Bool, String
 
@@ -111,9 +112,10 @@ def compared(baseline: Observed, now: Observed, feature: str, bounds: Drift) -> 
     sizes = [(len(numbers), distinct(numbers)) for numbers in owners]
     (rows_before, entities_before), (rows, entities) = sizes
     figures = FeatureDrift(feature, rows, entities, rows_before, entities_before)
-    for what, (some_rows, some_entities) in zip((baseline.what, now.what), sizes, strict=True):
-        if some_rows < bounds.rows or some_entities < bounds.entities:
-            return _with(figures, (), _too_few(what, some_rows, some_entities, bounds))
+    sides = zip((baseline.what, now.what), sizes, strict=True)
+    what, (least_rows, least_entities) = min(sides, key=lambda side: (side[1][0] >= bounds.rows, side[1][1]))
+    if least_rows < bounds.rows or least_entities < bounds.entities:
+        return _with(figures, (), _too_few(feature, what, least_rows, least_entities, bounds))
     if SEVERAL in (before.made_by, after.made_by):
         which = now if after.made_by == SEVERAL else baseline
         return _with(figures, (), f"its definition changed within {which.what}")
@@ -206,8 +208,11 @@ def _with(figures: FeatureDrift, lines: tuple[Line, ...], not_judged: str) -> Fe
     return FeatureDrift(figures.feature, *sizes, lines, not_judged)
 
 
-def _too_few(what: str, rows: int, entities: int, bounds: Drift) -> str:
-    return f"{rows:,} rows of {entities:,} entities in {what}; {bounds.rows:,} rows of {bounds.entities:,} are needed"
+def _too_few(feature: str, what: str, rows: int, entities: int, bounds: Drift) -> str:
+    told = f"{rows:,} rows of {entities:,} entities in {what}: fewer than Drift("
+    if rows < bounds.rows:
+        return f"{told}rows={bounds.rows})"
+    return f'{told}entities={bounds.entities}); Drift("{feature}", entities={entities}) judges it'
 
 
 def _of_shares(before: ObservedFeature, after: ObservedFeature, bounds: Drift, apart: float) -> Iterator[Line]:
@@ -236,15 +241,15 @@ def _of_values(
     else:
         yield from _of_numbers(pair, bounds, apart)
     if bounds.new_values is not None and feature.type != Bool:
-        yield _new_values(pair.before, pair.after, feature, owners, bounds.new_values, apart)
+        yield _new_values(pair, feature, owners, bounds.new_values, apart)
 
 
 def _of_numbers(pair: Counts, bounds: Drift, apart: float) -> Iterator[Line]:
     before, after, bins = pair.before, pair.after, pair.bins
     assert bins is not None
     if bounds.psi is not None:
-        value, by_chance = population_stability(*pair.counts), _chance(pair.used, apart)
-        yield Line("psi", value, bounds.psi + by_chance, f"PSI {value:.2f}, of which chance may be {by_chance:.2f}")
+        value, chance = population_stability(*pair.counts), by_chance(pair.used, apart)
+        yield Line("psi", value, bounds.psi + chance, f"PSI {value:.2f}, of which chance may be {chance:.2f}")
     means, deviations = zip(*map(_moments, (before, after)), strict=True)
     if bounds.shift is not None and deviations[0] > 0:
         value = abs(means[1] - means[0]) / deviations[0]
@@ -259,28 +264,27 @@ def _of_numbers(pair: Counts, bounds: Drift, apart: float) -> Iterator[Line]:
 def _of_categories(pair: Counts, bound: float, apart: float) -> Line:
     value = jensen_shannon(*pair.counts)
     # Where shares are nearly alike the divergence is an eighth of the index, in nats.
-    by_chance = _chance(pair.used, apart) / (8 * math.log(2))
-    return Line("jensen_shannon", value, math.sqrt(bound**2 + by_chance), f"Jensen-Shannon distance {value:.2f}")
+    chance = by_chance(pair.used, apart) / (8 * math.log(2))
+    return Line("jensen_shannon", value, math.sqrt(bound**2 + chance), f"Jensen-Shannon distance {value:.2f}")
 
 
 def _new_values(
-    before: Counted,
-    after: Counted,
-    feature: ObservedFeature,
-    owners: npt.NDArray[np.int64],
-    bound: float,
-    apart: float,
+    pair: Counts, feature: ObservedFeature, owners: npt.NDArray[np.int64], bound: float, apart: float
 ) -> Line:
     """Compare values that many rows and entities have now, and hardly any row had before, such as a sentinel."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    before, after, bins = pair.before, pair.after, pair.bins
     everybody = distinct(owners)
     found = list[tuple[float, float, str]]()
-    for place in after.most_frequent(MOST_CANDIDATES):
+    most = after.most_frequent(MOST_CANDIDATES)
+    # Of numbers that lie between edges each is a new one when they change: only such as have many more rows than those
+    # next to them are told.
+    for place in np.intersect1d(most, spikes(after)) if bins is not None and bins.edges else most:
         share = float(after.counts[place]) / after.held
         if share <= bound:
-            break
+            continue
         value = after.values[int(place)]
         known = pc.index_in(pa.array([value.as_py()], before.values.type), before.values)[0].as_py()
         was = 0.0 if known is None else float(before.counts[known]) / before.held
@@ -289,14 +293,16 @@ def _new_values(
         has_it = pc.fill_null(pc.equal(feature.values, pa.scalar(value.as_py(), feature.values.type)), False)
         of = distinct(owners[np.asarray(has_it.to_numpy(zero_copy_only=False), bool)])
         if of > bound * everybody:  # one entity with much traffic brings no new value
-            found.append((share, was, str(after.scalar(int(place)))))
+            scalar = after.scalar(int(place))
+            found.append((share, was, f"{scalar:.6g}" if isinstance(scalar, float) else str(scalar)))
     if not found:
         return Line("new_values", 0.0, bound + _of_share(bound, apart), "no new values")
+    found.sort(key=lambda each: -each[0])
     told = ", ".join(f"{value}: {_percent(share)}, before {_percent(was)}" for share, was, value in found[:SHOWN_NEW])
     return Line("new_values", max(share for share, _, _ in found), bound, told)
 
 
-def _chance(bins: int, apart: float) -> float:
+def by_chance(bins: int, apart: float) -> float:
     """Return what the index may be by chance: on average, and `ODDS` standard deviations more (chi-squared)."""
     freedom = max(bins - 1, 0)
     return (freedom + ODDS * math.sqrt(2 * freedom)) * apart

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -22,34 +22,41 @@ from featurestore.types import Float64
 TOLD = 0.5
 """A cause is told if so much of the change goes away without it."""
 MOST_TOLD = 3
+AHEAD = 0.1
+"""A cause of its own goes before parts of the rows that explain so much more: they may be another effect of it."""
+_OF_ROWS = ("mix", "segment", "run")
+STEADY = 0.2
+"""A feature that nothing judged parts rows where its own index is smaller."""
 SEGMENTS = 20
 """So many values of another column are looked at one by one."""
-WHOLE = 0.75
+WHOLE = 0.5
 """A segment with more of the rows is no part of them."""
 LEAST_ROWS = 100
 """So many rows have to be left on each side."""
+MOVED = 0.05
+"""Rows of a kind are more or fewer from such a share of all on."""
 GREW = 1.5
 """A segment's share of the rows is another one from this factor on."""
-UNITS: dict[str, float] = {
-    "60, as minutes to seconds or hours to minutes": 60.0,
-    "3,600, as hours to seconds": 3_600.0,
-    "24, as days to hours": 24.0,
-    "7, as weeks to days": 7.0,
-    "12, as years to months or feet to inches": 12.0,
-    "10": 10.0,
-    "100, as shares to percent or metres to centimetres": 100.0,
-    "1,000, as kilo to none or seconds to milliseconds": 1_000.0,
-    "1,000,000": 1_000_000.0,
-    "2.54, as inches to centimetres": 2.54,
-    "25.4, as inches to millimetres": 25.4,
-    "1.609, as miles to kilometres": 1.609344,
-    "1.852, as nautical miles to kilometres": 1.852,
-    "3.281, as metres to feet": 1 / 0.3048,
-    "2.205, as kilograms to pounds": 1 / 0.45359237,
-    "4.546, as gallons to litres": 4.54609,
-    "3.785, as US gallons to litres": 3.785411784,
-}
-"""Factors that units have, in words."""
+UNITS: tuple[tuple[float, str, tuple[tuple[str, str], ...]], ...] = (
+    (60.0, "60", (("minutes", "seconds"), ("hours", "minutes"))),
+    (3_600.0, "3,600", (("hours", "seconds"),)),
+    (24.0, "24", (("days", "hours"),)),
+    (7.0, "7", (("weeks", "days"),)),
+    (12.0, "12", (("years", "months"), ("feet", "inches"))),
+    (10.0, "10", ()),
+    (100.0, "100", (("shares", "percent"), ("metres", "centimetres"))),
+    (1_000.0, "1,000", (("kilometres", "metres"), ("seconds", "milliseconds"))),
+    (1_000_000.0, "1,000,000", ()),
+    (2.54, "2.54", (("inches", "centimetres"),)),
+    (25.4, "25.4", (("inches", "millimetres"),)),
+    (1.609344, "1.609", (("miles", "kilometres"),)),
+    (1.852, "1.852", (("nautical miles", "kilometres"),)),
+    (1 / 0.3048, "3.281", (("metres", "feet"),)),
+    (1 / 0.45359237, "2.205", (("kilograms", "pounds"),)),
+    (4.54609, "4.546", (("gallons", "litres"),)),
+    (3.785411784, "3.785", (("US gallons", "litres"),)),
+)
+"""Factors that units have, how they are told, and from what to what values go that are multiplied by them."""
 _ROUNDED = 1e-6
 _SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
@@ -68,8 +75,14 @@ class Change:
 
     @cached_property
     def size(self) -> float:
-        """The population stability index of the change."""
-        return population_stability(*(np.bincount(c[c >= 0], minlength=self.labels).astype(float) for c in self.codes))
+        """The population stability index of the change; of nulls by how much their share is another one."""
+        return self.apart(*(np.bincount(c[c >= 0], minlength=self.labels).astype(float) for c in self.codes))
+
+    def apart(self, before: Floats, after: Floats) -> float:
+        """Return how large a change between counts for each label is."""
+        if not self.is_of_nulls:
+            return population_stability(before, after)
+        return abs(float(after[1] / after.sum() - before[1] / before.sum()))
 
     @property
     def codes(self) -> tuple[Int64s, Int64s]:
@@ -81,7 +94,7 @@ class Change:
         kept = self.before[~before & (self.before >= 0)], self.after[~after & (self.after >= 0)]
         if min(map(len, kept)) < LEAST_ROWS:
             return math.inf
-        return population_stability(*(np.bincount(codes, minlength=self.labels).astype(float) for codes in kept))
+        return self.apart(*(np.bincount(codes, minlength=self.labels).astype(float) for codes in kept))
 
     def explained(self, left: float) -> float:
         """Return which share of the change is gone where so much is left."""
@@ -98,6 +111,11 @@ class Parts:
     sides: tuple[Int64s, Int64s]
     """For each row the place of its label, `SEGMENTS` where it has none."""
 
+    @cached_property
+    def size(self) -> float:
+        """How far its own shares are apart."""
+        return population_stability(*(np.bincount(each, minlength=SEGMENTS + 1).astype(float) for each in self.sides))
+
 
 def causes_of(columns: Sequence[Parts], change: Change) -> list[DriftCause]:
     """Return what a feature's change comes with, by what the rows of both sides hold."""
@@ -106,7 +124,8 @@ def causes_of(columns: Sequence[Parts], change: Change) -> list[DriftCause]:
 
 def strongest(causes: Iterable[DriftCause]) -> tuple[DriftCause, ...]:
     """Return the causes that explain enough to be told, the strongest first."""
-    told = sorted((each for each in causes if each.weight >= TOLD), key=lambda each: -each.weight)
+    told = [each for each in causes if each.weight >= TOLD]
+    told.sort(key=lambda each: -each.weight - (0.0 if each.kind in _OF_ROWS else AHEAD))
     return tuple(told[:MOST_TOLD])
 
 
@@ -134,16 +153,14 @@ def units(change: Change) -> Iterator[DriftCause]:
         return
     quantiles = [np.quantile(side, _SHARES) for side in sides]
     spread = quantiles[0][-1] - quantiles[0][0]
-    factors = [(told, factor, "multiplied by") for told, factor in UNITS.items()]
-    factors += [(told, 1 / factor, "divided by") for told, factor in UNITS.items()]
     near = float(np.median(np.abs(quantiles[1])) / (np.median(np.abs(quantiles[0])) or math.nan))
     best: tuple[float, str] = (0.0, "")
-    for told, factor, how in factors:
+    for factor, told in _factors():
         if not math.isnan(near) and not factor / 2 < near < factor * 2:
             continue
         share = change.explained(_scaled(change, sides[1], factor))
         if share > best[0]:
-            best = share, f"values are as if {how} {told}"
+            best = share, f"values are as if {told}"
     celsius = (
         change.explained(_moved(change, (sides[1] - 32) / 1.8)),
         change.explained(_moved(change, sides[1] * 1.8 + 32)),
@@ -153,6 +170,23 @@ def units(change: Change) -> Iterator[DriftCause]:
             best = share, f"values are as if turned from {told}"
     if best[1]:
         yield DriftCause("unit", f"{best[1]}: undone, {_percent(best[0])} of the change is gone", best[0])
+
+
+def _factors() -> Iterator[tuple[float, str]]:
+    """Yield the factors of units, both ways, with what they stand for."""
+    for factor, number, pairs in UNITS:
+        ways = [[f"{one} to {other}" for one, other in pairs], [f"{other} to {one}" for one, other in pairs]]
+        for what, how, named in ((factor, "multiplied by", ways[0]), (1 / factor, "divided by", ways[1])):
+            yield what, f"{how} {number}{', as ' if named else ''}{' or '.join(named)}"
+
+
+def steady(columns: Iterable[Parts], features: Collection[str], fine: Collection[str]) -> list[Parts]:
+    """Return the columns that may carry a change of another: of features those that are not known to have changed.
+
+    What changed itself parts the rows as the change does, whichever comes first. ``fine`` are those that were judged
+    so; of others `STEADY` decides.
+    """
+    return [each for each in columns if each.name not in features or each.name in fine or each.size < STEADY]
 
 
 def segments(columns: Sequence[Parts], change: Change) -> Iterator[DriftCause]:
@@ -172,8 +206,8 @@ def _segments_of(column: Parts, change: Change) -> Iterator[tuple[str, DriftCaus
     mixed = _reweighted(change, sides)
     moved = np.abs(sizes[1] / rows[1] - sizes[0] / rows[0])
     if mixed is not None:
-        weight, place = change.explained(mixed), int(moved[: len(labels)].argmax()) if labels else 0
-        if labels and moved[place] > 0.05:
+        weight, place = change.explained(mixed), int(moved.argmax())
+        if place < len(labels) and moved[place] > MOVED:  # else rows without a value, or with a rare one, moved most
             shares = sizes[1][place] / rows[1], sizes[0][place] / rows[0]
             how = "more" if shares[0] > shares[1] else "fewer"
             told = (
@@ -195,7 +229,7 @@ def _segments_of(column: Parts, change: Change) -> Iterator[tuple[str, DriftCaus
 
 
 def _reweighted(change: Change, sides: Sequence[Int64s]) -> float | None:
-    """Return how large the change is beside a baseline with the segments' shares of now."""
+    """Return how large the change is with the segments' shares of before; None where too few of them are there now."""
     width = SEGMENTS + 1
     tables = []
     for segment, code in zip(sides, change.codes, strict=True):
@@ -203,11 +237,11 @@ def _reweighted(change: Change, sides: Sequence[Int64s]) -> float | None:
         tables.append(np.bincount(segment[some] * change.labels + code[some], minlength=width * change.labels))
     before, after = (table.reshape(width, change.labels).astype(np.float64) for table in tables)
     of_before, of_after = before.sum(1), after.sum(1)
-    if ((of_after > 0) & (of_before == 0)).any():
+    if of_before[of_after == 0].sum() > MOVED * of_before.sum():
         return None
-    weights = np.divide(of_after, of_before, out=np.zeros(width), where=of_before > 0)
-    expected = (before * weights[:, None]).sum(0)
-    return population_stability(expected, after.sum(0)) if expected.sum() >= LEAST_ROWS else None
+    weights = np.divide(of_before, of_after, out=np.zeros(width), where=of_after > 0)
+    expected = (after * weights[:, None]).sum(0)
+    return change.apart(before.sum(0), expected) if min(of_after.sum(), expected.sum()) >= LEAST_ROWS else None
 
 
 def columns_of(baseline: Observed, now: Observed) -> list[Parts]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import PurePath
@@ -11,14 +12,15 @@ from featurestore_registry.documents import ColumnStatistics, DriftCause, Statis
 
 from featurestore.definitions import FeatureView
 from featurestore.ledger.statistics import recent_statistics
-from featurestore.quality.counts import Floats
-from featurestore.quality.drift import population_stability
+from featurestore.quality.counts import Counts, Floats
+from featurestore.quality.drift import by_chance, population_stability
 from featurestore.quality.drift_causes import Change
 from featurestore.quality.entities import looked_up
 from featurestore.quality.gathering import request_of
 from featurestore.quality.observed import Bools, Observed, numbered
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.served.hashing import keys_of
+from featurestore.statistics.bins import BinCounts, count_in
 from featurestore.statistics.sets import hashed
 from featurestore.types.times import to_short_rfc3339
 from featurestore.workspace import Readers
@@ -34,17 +36,23 @@ OF_RUN, OF_DEFINITION = 0.6, 0.99
 MOST_FILES = 3
 
 
-def of_runs(workspace: Readers, registered: RegisteredView, feature: str, *, of_nulls: bool) -> Iterator[DriftCause]:
-    """Yield the run with which a stored feature changed, and what of the view's definition changed with it."""
+def of_runs(
+    workspace: Readers, registered: RegisteredView, feature: str, change: Change, since_us: int, until_us: int
+) -> Iterator[DriftCause]:
+    """Yield the run with which a stored feature changed, and what of the view's definition changed with it.
+
+    Looked at are the runs of [since, until): those before a window that was fine, or after the one that is judged, did
+    not bring the change. Where its beginning is not among them, nothing is named.
+    """
     found = recent_statistics(workspace.ledger, workspace.project, registered.ledger_key, limit=RUNS)[::-1]
-    runs = [(each, column) for each in found if (column := _column(each, feature)) is not None and column.rows]
-    columns = [column for _, column in runs]
-    if of_nulls:
-        begun = _beginning([np.array([column.nulls, column.rows - column.nulls], np.float64) for column in columns])
-    elif len({column.bins for column in columns}) == 1:
-        begun = _beginning([_counts(column) for column in columns])
-    else:  # bins were made again: too many values lay outside, perhaps of these very runs
-        begun = _beginning_of_means(columns)
+    runs = [
+        (each, column)
+        for each in found
+        if each.made_us < until_us and (column := _column(each, feature)) is not None and column.rows
+    ]
+    old = sum(each.made_us < since_us for each, _ in runs)
+    runs = runs[max(old - 1, 0) :]  # the last of before says how values were
+    begun = _begun([column for _, column in runs], change)
     if begun is None:
         return
     before, first = runs[begun - 1][0], runs[begun][0]
@@ -102,30 +110,86 @@ def _known(
     return np.isin(numbers[rows:], np.flatnonzero(np.bincount(numbers[:rows])))
 
 
-def _beginning(vectors: Sequence[Floats]) -> int | None:
-    """Return from which run on counts are others than before: where both parts are furthest apart."""
-    best, begun = BEGUN, None
-    for place in range(1, len(vectors)):
-        parts = [np.sum(vectors[:place], 0), np.sum(vectors[place:], 0)]
-        if min(part.sum() for part in parts) < LEAST_VALUES:
-            continue
-        apart = population_stability(*parts)
-        if apart > best:
-            best, begun = apart, place
-    return begun
+def _begun(columns: Sequence[ColumnStatistics], change: Change) -> int | None:
+    """Return from which run on values changed as a change says; None where no run is seen to have brought it."""
+    bins = change.feature.bins
+    if change.is_of_nulls:
+        lacking = [np.array([_lacking(each), each.rows - _lacking(each)], np.float64) for each in columns]
+        more = float(change.after.mean() - change.before.mean())
+        place = beginning([math.copysign(1.0, more) * each[0] / each.sum() for each in lacking], lacking)
+        return place if place is not None and _is_apart(lacking, place) else None
+    if change.pair is None:
+        return None
+    if bins is not None and {column.bins for column in columns} == {bins.version}:
+        vectors = [_counts(column) for column in columns]
+        one, two = (_in_bins(count_in(side, bins)) for side in (change.pair.before, change.pair.after))
+        ratios = np.log((two + 0.5) / (two + 0.5).sum()) - np.log((one + 0.5) / (one + 0.5).sum())
+        if any(len(vector) != len(ratios) for vector in vectors):
+            return None
+        place = beginning([float(ratios @ vector / max(vector.sum(), 1.0)) for vector in vectors], vectors)
+        return place if place is not None and _is_apart(vectors, place) else None
+    # Bins were made again: too many values lay outside, perhaps of these very runs.
+    return _begun_by_means(columns, change.pair)
 
 
-def _beginning_of_means(columns: Sequence[ColumnStatistics]) -> int | None:
+def beginning(scores: Sequence[float], counts: Sequence[Floats]) -> int | None:
+    """Return from which run on scores are higher, to the end; None where no run is seen to be the first.
+
+    Begins with the parts that are furthest apart, and takes what is above the middle between both for changed, until
+    that changes nothing: something like it that was over meanwhile is none of it.
+    """
+    weights = np.array([each.sum() for each in counts])
+    some = np.asarray(scores) * weights
+
+    def means(place: int) -> tuple[float, float]:
+        return some[:place].sum() / weights[:place].sum(), some[place:].sum() / weights[place:].sum()
+
+    def apart(place: int) -> float:
+        sizes = weights[:place].sum(), weights[place:].sum()
+        if min(sizes) < LEAST_VALUES:
+            return 0.0
+        low, high = means(place)
+        return float(sizes[0] * sizes[1] * max(high - low, 0.0) ** 2)
+
+    found = max(range(1, len(scores)), key=apart, default=0)
+    if not found or not apart(found):
+        return None
+    last = int((np.cumsum(weights[::-1]) < LEAST_VALUES).sum()) + 1
+    for _ in scores:
+        middle = sum(means(found)) / 2
+        over = np.cumsum((some - middle * weights)[::-1])[::-1]
+        place = int(over.argmax())
+        if not place or not apart(place) or over[-last] <= 0:
+            return None
+        if place == found:
+            break
+        found = place
+    return found
+
+
+def _is_apart(vectors: Sequence[Floats], place: int) -> bool:
+    parts = np.sum(vectors[:place], 0), np.sum(vectors[place:], 0)
+    chance = by_chance(int((parts[0] + parts[1] > 0).sum()), float(sum(1 / part.sum() for part in parts)))
+    return population_stability(*parts) > BEGUN + chance
+
+
+def _begun_by_means(columns: Sequence[ColumnStatistics], pair: Counts) -> int | None:
     """Return from which run on means are others than before, by the deviations of before."""
-    best, begun = BEGUN_DEVIATIONS, None
-    for place in range(1, len(columns)):
-        parts = [_moments(part) for part in (columns[:place], columns[place:])]
-        if parts[0] is None or parts[1] is None or min(part[2] for part in parts if part) < LEAST_VALUES:
-            continue
-        apart = abs(parts[1][0] - parts[0][0]) / parts[0][1] if parts[0][1] else 0.0
-        if apart > best:
-            best, begun = apart, place
-    return begun
+    keys = pair.before.keys, pair.after.keys
+    if keys[0] is None or keys[1] is None or any(column.mean is None for column in columns):
+        return None
+    was = float(np.average(keys[0].astype(np.float64), weights=pair.before.counts))
+    now = float(np.average(keys[1].astype(np.float64), weights=pair.after.counts))
+    held = [np.array([column.rows - column.nulls], np.float64) for column in columns]
+    place = beginning([math.copysign(1.0, now - was) * (column.mean or 0.0) for column in columns], held)
+    parts = [] if place is None else [_moments(part) for part in (columns[:place], columns[place:])]
+    if len(parts) < 2 or parts[0] is None or parts[1] is None or not parts[0][1]:
+        return None
+    return place if abs(parts[1][0] - parts[0][0]) / parts[0][1] > BEGUN_DEVIATIONS else None
+
+
+def _lacking(column: ColumnStatistics) -> int:
+    return column.nulls + column.not_finite
 
 
 def _moments(columns: Sequence[ColumnStatistics]) -> tuple[float, float, int] | None:
@@ -147,6 +211,10 @@ def _counts(column: ColumnStatistics) -> Floats:
     return np.array([*column.at_points, *column.in_bins, column.elsewhere], np.float64)
 
 
+def _in_bins(counts: BinCounts) -> Floats:
+    return np.array([*counts.at_points, *counts.in_bins, counts.elsewhere], np.float64)
+
+
 def _files(before: StatisticsDocument, first: StatisticsDocument) -> str:
     """Return which files of its sources a run was the first to find."""
     new = [path for source, paths in first.files.items() for path in paths if path not in before.files.get(source, ())]
@@ -159,8 +227,10 @@ def _files(before: StatisticsDocument, first: StatisticsDocument) -> str:
 
 def _changed(workspace: Readers, view: str, before: str, after: str) -> str:
     """Return in words how a view's definition changed between two revisions; empty where it did not."""
+    if before == after:
+        return ""
     hashes = list(workspace.snapshot().chain.hashes)
-    if before == after or before not in hashes or after not in hashes:
+    if before not in hashes or after not in hashes:
         return ""
     numbers = range(hashes.index(before), hashes.index(after) + 1)
     definitions = workspace.registry.definitions

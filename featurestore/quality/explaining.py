@@ -8,44 +8,58 @@ from typing import NamedTuple
 
 from featurestore_registry.documents import DriftCause, WatchedFeature
 
-from featurestore.definitions import FeatureService, FeatureView
-from featurestore.quality.drift_causes import Parts, causes_of, change_of, columns_of, strongest
+from featurestore.definitions import FeatureService, FeatureView, Monitor
+from featurestore.ledger.monitors import recent_findings
+from featurestore.quality.drift_causes import Parts, causes_of, change_of, columns_of, steady, strongest
 from featurestore.quality.drift_history import of_entities, of_runs
 from featurestore.quality.gathering import request_of
 from featurestore.quality.observed import Observed, some_rows
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.served.shape import named_outputs
+from featurestore.types.times import MIN_INSTANT
 from featurestore.workspace import Readers
 
 MOST_ROWS = 200_000
 """Causes are looked for in at most so many rows of either side: shares of so many are exact enough."""
+LOOKED_BACK = 30
+"""So many findings of a monitor are looked through for windows that were fine."""
+
+
+class Judged(NamedTuple):
+    """What was judged, and by which monitor."""
+
+    monitor: Monitor
+    definition: str
+    """Its hash."""
+    baseline: Observed
+    now: Observed
+    until_us: int
 
 
 class _Sides(NamedTuple):
     baseline: Observed
     now: Observed
     columns: Sequence[Parts]
+    since_us: Mapping[str, int]
+    """For each feature since when what it changed with may have happened: the last window that was fine."""
+    until_us: int
 
 
-def explained(
-    workspace: Readers,
-    target: FeatureService | FeatureView,
-    baseline: Observed,
-    now: Observed,
-    features: Iterable[WatchedFeature],
-) -> Iterator[WatchedFeature]:
+def explained(workspace: Readers, judged: Judged, features: Iterable[WatchedFeature]) -> Iterator[WatchedFeature]:
     """Yield features; those that are too far from the baseline with what that comes with."""
     known = list(features)
     if not any(line.exceeds for each in known for line in each.lines):
         yield from known
         return
-    baseline, now = some_rows(baseline, MOST_ROWS), some_rows(now, MOST_ROWS)
-    columns = columns_of(baseline, now)
+    target = judged.monitor.target
+    baseline, now = some_rows(judged.baseline, MOST_ROWS), some_rows(judged.now, MOST_ROWS)
     far = {each.name: {line.name for line in each.lines if line.exceeds} for each in known}
+    columns = [each for each in columns_of(baseline, now) if not far.get(each.name)]
+    columns = steady(columns, now.features, {each.name for each in known if each.state == "ok"})
     stored = _stored(workspace, target)
+    sides = _Sides(baseline, now, columns, _fine_since(workspace, judged), judged.until_us)
     for each in known:
         if far[each.name]:
-            sides = _Sides(baseline, now, columns)
             yield replace(each, causes=_of(workspace, target, sides, each, far, stored))
         else:
             yield each
@@ -72,8 +86,20 @@ def _of(
     found += of_entities(workspace, None if isinstance(target, FeatureView) else target.name, baseline, now, change)
     if feature.name in stored:
         registered, name = stored[feature.name]
-        found += of_runs(workspace, registered, name, of_nulls=change.is_of_nulls)
+        since_us = sides.since_us.get(feature.name, MIN_INSTANT)
+        found += of_runs(workspace, registered, name, change, since_us, sides.until_us)
     return strongest(found)
+
+
+def _fine_since(workspace: Readers, judged: Judged) -> dict[str, int]:
+    """Return for each feature the start of the last window that the same monitor judged fine."""
+    found = dict[str, int]()
+    for each in recent_findings(workspace.ledger, workspace.project, judged.monitor.name, limit=LOOKED_BACK):
+        if each.definition == judged.definition and each.until_us <= judged.until_us:
+            for feature in each.features:
+                if feature.state == "ok":
+                    found[feature.name] = max(found.get(feature.name, MIN_INSTANT), each.start_us)
+    return found
 
 
 def _stored(workspace: Readers, target: FeatureService | FeatureView) -> dict[str, tuple[RegisteredView, str]]:

@@ -24,7 +24,7 @@ from featurestore.ledger.consumers import list_consumers, readers_of
 from featurestore.ledger.monitors import TRIES, newest_finding, write_finding
 from featurestore.quality.comparing import parity
 from featurestore.quality.drift import FeatureDrift, check_alike, compared, compared_ages, of_like_days
-from featurestore.quality.explaining import explained
+from featurestore.quality.explaining import Judged, explained
 from featurestore.quality.gathering import batch, served, training
 from featurestore.quality.observed import Observed
 from featurestore.quality.report import MonitorResult
@@ -45,7 +45,8 @@ def monitor(workspace: Workspace, which: str | Monitor, until_us: int | None = N
     until_us = workspace.clock() if until_us is None else until_us
     rows = _Rows(workspace, found, until_us)
     definition = hashlib.sha256(canonical_json(monitor_document(found)).encode()).hexdigest()
-    features = tuple(explained(workspace, found.target, rows.baseline, rows.now, _watched(found, rows)))
+    judged = Judged(found, definition, rows.baseline, rows.now, until_us)
+    features = tuple(explained(workspace, judged, _watched(found, rows)))
     match_rate, matched = _matched(workspace, found, rows)
     features = (*features, *matched)
     document = MonitorDocument(

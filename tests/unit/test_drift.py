@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -100,6 +101,12 @@ def test_few_rows_or_entities_are_not_judged(rows: int, entities: int) -> None:
         drift = compared(baseline, now, "x", Drift())
         assert not drift.lines
         assert f"{rows:,} rows of {entities:,} entities in" in drift.not_judged
+        advice = re.search(r'Drift\("x", entities=(\d+)\) judges it', drift.not_judged)
+        if rows < 500:
+            assert (advice, drift.not_judged.endswith("fewer than Drift(rows=500)")) == (None, True)
+        else:
+            assert advice is not None
+            assert compared(baseline, now, "x", Drift("x", entities=int(advice[1]))).lines
     assert compared(few, many, "x", Drift(rows=100, entities=10)).lines
 
 
@@ -140,7 +147,20 @@ def test_a_sentinel_in_a_few_rows_is_a_new_value_and_hardly_an_index() -> None:
     drift = compared(observed(normal(10_000, 1, 50.0, 10.0)), observed(values), "x", Drift(outside=None, shift=None))
     assert lines(drift)["psi"] < 0.1
     assert exceeding(drift) == {"new_values"}
-    assert "-999.0: 3.0 %, before 0.0 %" in [line.told for line in drift.lines][-1]
+    assert "-999: 3.0 %, before 0.0 %" in [line.told for line in drift.lines][-1]
+
+
+def test_numbers_that_all_changed_are_no_new_values() -> None:
+    """Minutes that became hours: each is one that was not there, and none is told apart from those next to it."""
+    minutes = np.random.default_rng(4).integers(30, 90, 10_000).astype(float)
+    drift = compared(observed(minutes), observed(minutes[::-1] / 60), "x", Drift())
+    assert exceeding(drift) >= {"psi", "shift"}
+    assert "new_values" not in exceeding(drift)
+    changed = np.asarray(normal(10_000, 1))
+    changed[::20] = 1000 / 3
+    drift = compared(observed(normal(10_000, 2)), observed(changed), "x", Drift())
+    (line,) = [each for each in drift.lines if each.name == "new_values"]
+    assert line.told == "333.333: 5.0 %, before 0.0 %"
 
 
 def test_one_entity_with_much_traffic_brings_no_new_value() -> None:

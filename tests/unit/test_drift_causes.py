@@ -14,7 +14,7 @@ from featurestore_registry.documents import DriftCause
 
 from featurestore import Drift
 from featurestore.quality.drift import compared
-from featurestore.quality.drift_causes import causes_of, change_of, columns_of, strongest
+from featurestore.quality.drift_causes import _reweighted, causes_of, change_of, columns_of, steady, strongest
 from featurestore.quality.observed import Observed, ObservedFeature, numbered
 from featurestore.types import Float64, Int64, String
 
@@ -70,10 +70,18 @@ def times(factor: float, feature: str, **where: str) -> Callable[[pd.DataFrame],
 
 
 UNITS: Mapping[str, tuple[str, float, str]] = {
-    "minutes to seconds": ("dep_delay", 60.0, "multiplied by 60"),
-    "miles to kilometres": ("distance", 1.609344, "multiplied by 1.609"),
-    "inches to centimetres": ("distance", 2.54, "multiplied by 2.54"),
-    "metres to kilometres": ("distance", 0.001, "divided by 1,000"),
+    "minutes to seconds": ("dep_delay", 60.0, "multiplied by 60, as minutes to seconds or hours to minutes:"),
+    "seconds to minutes": ("dep_delay", 1 / 60, "divided by 60, as seconds to minutes or minutes to hours:"),
+    "miles to kilometres": ("distance", 1.609344, "multiplied by 1.609, as miles to kilometres:"),
+    "kilometres to miles": ("distance", 1 / 1.609344, "divided by 1.609, as kilometres to miles:"),
+    "metres to feet": ("distance", 1 / 0.3048, "multiplied by 3.281, as metres to feet:"),
+    "inches to centimetres": ("distance", 2.54, "multiplied by 2.54, as inches to centimetres:"),
+    "metres to kilometres": (
+        "distance",
+        0.001,
+        "divided by 1,000, as metres to kilometres or milliseconds to seconds:",
+    ),
+    "tenths": ("distance", 0.1, "divided by 10:"),
 }
 
 
@@ -86,10 +94,14 @@ def test_a_unit_is_named_first(which: str) -> None:
 
 
 def test_degrees_are_a_unit_too() -> None:
-    def change(now: pd.DataFrame) -> None:
+    def hotter(now: pd.DataFrame) -> None:
         now["distance"] = now["distance"] * 1.8 + 32
 
-    assert "°C to °F" in named("distance", change)[0].told
+    def colder(now: pd.DataFrame) -> None:
+        now["distance"] = (now["distance"] - 32) / 1.8
+
+    assert "turned from °C to °F" in named("distance", hotter)[0].told
+    assert "turned from °F to °C" in named("distance", colder)[0].told
 
 
 @pytest.mark.parametrize(("column", "value"), [("origin", "JFK"), ("carrier", "UA"), ("carrier", "B6")])
@@ -127,6 +139,67 @@ def test_more_rows_of_one_kind_are_a_mix() -> None:
 
     first = named("distance", change)[0]
     assert (first.kind, "carrier = MQ" in first.told) == ("mix", True), first
+
+
+def missing(frame: pd.DataFrame, share: float, seed: int) -> None:
+    """Let records be missing: what is in them is null together."""
+    frame.loc[np.random.default_rng(seed).random(len(frame)) < share, ["distance", "carrier", "dep_delay"]] = None
+
+
+def test_what_changed_itself_parts_no_rows() -> None:
+    """Distances in other units, and more records that are missing: neither is the reason of the other."""
+    base, now = flights()[:ROWS].copy(), flights()[ROWS : 2 * ROWS].copy()
+    for place, (frame, share) in enumerate(((base, 0.1), (now, 0.4))):
+        missing(frame, share, place)
+    now["distance"] /= 60
+    sides = observed(base), observed(now)
+    far = {name: {line.name for line in compared(*sides, name, Drift()).exceeding} for name in TYPES}
+    assert {name for name, lines in far.items() if lines} == {"distance", "carrier", "dep_delay"}
+    change = change_of(*sides, "carrier", far["carrier"])
+    assert change is not None
+    assert change.is_of_nulls
+    columns = columns_of(*sides)
+    kept = steady(columns, sides[1].features, {"hour", "origin"})
+    assert [each.name for each in kept] == ["hour", "origin"]
+    assert [each.name for each in steady(columns, sides[1].features, ())] == ["hour", "origin"]
+    assert {each.name for each in steady(columns, (), ())} == set(TYPES), "request data is no feature"
+    assert not strongest(causes_of(kept, change))
+
+
+def test_which_share_of_nulls_a_mix_explains_is_that_of_plain_loops() -> None:
+    """The parts are null where what is explained is null, too: of 30 points that were planted none are explained."""
+    base, now = flights()[:ROWS].copy(), flights()[ROWS : 2 * ROWS].copy()
+    missing(base, 0.1, 1)
+    missing(now, 0.25, 2)
+    now.loc[np.random.default_rng(3).random(ROWS) < 0.3, "dep_delay"] = None
+    sides = observed(base), observed(now)
+    change = change_of(*sides, "dep_delay", {"nulls"})
+    assert change is not None
+    (column,) = [each for each in columns_of(*sides) if each.name == "carrier"]
+    common = [*base["carrier"].value_counts().index[:20]]
+    groups = [[common.index(c) if c in common else 20 for c in frame["carrier"]] for frame in (base, now)]
+    nulls = [[bool(v != v) for v in frame["dep_delay"]] for frame in (base, now)]
+    was, is_now = (sum(each) / ROWS for each in nulls)
+    expected = total = 0.0
+    for group in range(21):
+        rows = [n for n in range(ROWS) if groups[1][n] == group]
+        share = groups[0].count(group) / ROWS
+        if rows:
+            expected += share * sum(nulls[1][n] for n in rows) / len(rows)
+            total += share
+    left = abs(expected / total - was)
+    found = _reweighted(change, column.sides)
+    assert found == pytest.approx(left, rel=1e-9)
+    assert change.explained(left) == pytest.approx(1 - left / (is_now - was), rel=1e-9)
+    assert 0.2 < change.explained(left) < 0.4
+    assert not [each for each in causes_of([column], change) if each.kind == "mix" and each.weight >= 0.5]
+
+
+def test_a_cause_of_its_own_goes_before_parts_of_the_rows() -> None:
+    causes = [DriftCause("mix", "", 0.98), DriftCause("run", "", 0.6), DriftCause("entities", "", 0.93)]
+    assert [each.kind for each in strongest(causes)] == ["entities", "mix", "run"]
+    causes[2] = DriftCause("entities", "", 0.6)
+    assert [each.kind for each in strongest(causes)] == ["mix", "entities", "run"]
 
 
 def test_a_change_of_all_rows_has_no_segment() -> None:
