@@ -27,7 +27,7 @@ from featurestore.workspace import Readers
 
 RUNS = 60
 """So many runs are looked back."""
-LEAST_VALUES = 100
+LEAST_VALUES, LEAST_RUNS = 100, 4
 BEGUN = 0.1
 """Runs before and after a beginning are so far apart, at least: the index, or a share of nulls."""
 BEGUN_DEVIATIONS = 0.5
@@ -164,6 +164,12 @@ def beginning(scores: Sequence[float], counts: Sequence[Floats]) -> int | None:
         if place == found:
             break
         found = place
+    # A run that brought the first of it among rows that were as before is still below the middle.
+    before = np.asarray(scores[: found - 1])
+    if len(before) >= LEAST_RUNS:
+        low, high = means(found)
+        far = float(before.mean() + 3 * before.std()), low + (high - low) / 10
+        found -= scores[found - 1] > max(far) and weights[found - 1] >= LEAST_VALUES
     return found
 
 

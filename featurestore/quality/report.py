@@ -91,7 +91,9 @@ class MonitorResult:
         """Yield what the table does not say."""
         it = self.document
         for alarm in it.alarms:
-            yield f"alarm {alarm.id} since {to_short_rfc3339(alarm.opened_us)}: {alarm.feature}: {alarm.told}"
+            shown = any(each.name == alarm.feature and any(line.exceeds for line in each.lines) for each in it.features)
+            told = "" if shown else f": {alarm.told}"  # the table says it
+            yield f"alarm {alarm.id} since {to_short_rfc3339(alarm.opened_us)}: {alarm.feature}{told}"
         for each in it.features:
             for cause in each.causes:
                 yield f"{each.name}: {cause.told}"

@@ -146,7 +146,8 @@ def test_an_alarm_takes_two_windows_keeps_its_id_and_ends(world: World) -> None:
     second = world.monitor("by_set")
     assert second.state == "alarm"
     assert found(second)["trips"] == found(second)["per_trip"] == "alarm"
-    assert any(": trips: PSI" in note for note in second.notes())
+    assert str(second).count(second["trips"].lines[0].told) == 1
+    assert [note.rpartition(": ")[2] for note in second.notes() if note.startswith("alarm ")] == ["trips", "per_trip"]
     causes = {each.name: each.causes for each in second.document.features}
     assert causes["trips"][0].kind == "unit"
     assert "multiplied by 60" in causes["trips"][0].told
@@ -160,6 +161,7 @@ def test_an_alarm_takes_two_windows_keeps_its_id_and_ends(world: World) -> None:
     quiet = world.monitor("by_set")
     assert quiet.state == "not judged"
     assert set(quiet.alarms) == set(second.alarms)
+    assert any(": trips: PSI" in note for note in quiet.notes()), "the table does not say it"
     world.day()
     assert world.monitor("by_set").alarms == ()
     with world.store() as store:

@@ -95,6 +95,7 @@ NULLS = change(values(10, 0.3, 1, 4_000), values(10, 0.5, 2, 4_000), "nulls")
         ([FINE] * 9 + [FAR] * 3, MEANS, "day 9"),
         ([FINE] * 9 + [FAR], MEANS, "day 9"),
         ([FINE] + [FAR] * 9, MEANS, "day 1"),
+        ([FINE] * 8 + [(10.8, 0.1)] + [FAR] * 3, MEANS, "day 8"),  # a fifth of its rows is as the later ones
         ([FINE] * 5 + [NULL] * 3, NULLS, "day 5"),
         ([FINE] * 3 + [FAR] * 2 + [FINE] * 5 + [FAR] * 2, MEANS, "day 10"),
         ([FINE] * 3 + [(13.0, 0.1)] * 3 + [FINE] * 4 + [FAR] * 3, MEANS, "day 10"),
