@@ -12,7 +12,7 @@ from pydantic import SerializeAsAny, field_validator, model_validator
 from featurestore.definitions.base import Definition, Part, as_dict, as_tuple
 from featurestore.definitions.service import FeatureService
 from featurestore.definitions.view import FeatureView
-from featurestore.errors import DefinitionError
+from featurestore.errors import DefinitionError, did_you_mean
 
 Baseline = str | timedelta | tuple[datetime, datetime]
 """The name of a saved training set, the time right before the windows that are compared, or a span [start, end)."""
@@ -214,7 +214,8 @@ class Monitor(Definition):
         known = _feature_names(target)
         for check in self.drift:
             if unknown := next((name for name in check.features if known and name not in known), None):
-                raise ValueError(f"checks: {target.name!r} has no feature {unknown!r}")
+                like = did_you_mean(unknown.rpartition(":")[2], known)
+                raise ValueError(f"checks: {target.name!r} has no feature {unknown!r}. {like}")
         return self
 
 

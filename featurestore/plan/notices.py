@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from featurestore_registry.interface import LedgerReader
 
-from featurestore.definitions import Definition, FeatureService, FeatureView, OnDemandFeatureView, PushSource
+from featurestore.definitions import Definition, FeatureService, FeatureView, Monitor, OnDemandFeatureView, PushSource
 from featurestore.definitions.view import not_shown
+from featurestore.errors import RegistryFormatError
+from featurestore.ledger.saved_sets import find_set
 from featurestore.ledger.unread import in_words
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.project.loader import parts_of
@@ -35,6 +37,8 @@ def step_notices(
     view begins a new generation, and loses ``pushed`` rows. A view's schema is known.
     """
     yield from _deprecations(snapshot, wanted)
+    if isinstance(wanted, Monitor) and isinstance(wanted.baseline, str):
+        yield from _lack_of_set(ledger, snapshot, wanted, wanted.baseline)
     if not isinstance(wanted, FeatureView):
         return
     name, created = wanted.name, wanted.created_timestamp_field
@@ -62,6 +66,18 @@ def step_notices(
         yield (
             f"{name}: {not_shown(created)}. Where a row is made of several, select {_greatest(wanted)} AS {created}: "
             "see the how-to on aggregations in SQL."
+        )
+
+
+def _lack_of_set(ledger: LedgerReader, snapshot: Snapshot, monitor: Monitor, baseline: str) -> Iterator[str]:
+    try:
+        found = find_set(ledger, snapshot.project, baseline)
+    except RegistryFormatError:  # a later release saved it
+        return
+    if found is None:
+        yield (
+            f"{monitor.name} cannot be run before training set {baseline!r} is saved: "
+            f"`fs training-set --entities FILE --service {monitor.target.name} --out FILE --save {baseline}`."
         )
 
 

@@ -299,7 +299,14 @@ def test_a_baseline_that_is_gone_or_of_another_definition_is_said(world: World) 
     assert found(changed)["trips"] == "not judged"
     assert "its definition changed" in changed["trips"].not_judged
     with world.store() as store:
+        monitor = store.get("monitor", "by_set").model_copy(update={"description": "new"})
+        assert not store.plan([monitor]).steps[0].notices
         store.delete_training_set("first")
+        (note,) = store.plan([monitor]).steps[0].notices
+        assert note == (
+            "by_set cannot be run before training set 'first' is saved: "
+            "`fs training-set --entities FILE --service model --out FILE --save first`."
+        )
         with pytest.raises(NotFoundError, match="first"):
             store.monitor("by_set")
         with pytest.raises(InputError, match="no monitor"):
@@ -332,7 +339,11 @@ MONITOR = "x = Monitor('x', {})"
         ("service=model, baseline=timedelta(0)", "greater than zero"),
         ("service=model, baseline=7", "a timedelta, or two datetimes"),
         ("service=model, baseline='first', window=timedelta(0)", "greater than zero"),
-        ("service=model, baseline='first', checks=[Drift('ratting')]", "no feature 'ratting'"),
+        ("service=model, baseline='first', checks=[Drift('ratting')]", "no feature 'ratting'. Did you mean 'rating'?"),
+        (
+            "service=model, baseline='first', checks=[Drift('ratings:rating')]",
+            "no feature 'ratings:rating'. Did you mean 'rating'?",
+        ),
         ("service=model, baseline='first', checks=[Drift(psi=-1)]", "psi"),
         ("service=model, baseline='first', checks=[Drift(nulls=1.5)]", "nulls"),
         ("service=model, baseline='first', checks=['drift']", "checks"),
