@@ -11,10 +11,14 @@ if [ "$(cat "$made" 2>/dev/null)" = "$packages" ]; then
 fi
 rm -rf "$target"
 "$python" -m venv "$target"
+by_uv() { # which knows nothing of an index that pip is set to
+    ! "$python" -m pip config list | grep -qE '\.(index-url|no-index)=' &&
+        "$python" -m uv pip install --quiet --python "$target/bin/python" "$@" 2>/dev/null
+}
+
 # What $packages holds are words.
 # shellcheck disable=SC2086
-if ! "$python" -m uv pip install --quiet --python "$target/bin/python" $packages 2>/dev/null &&
-    ! "$target/bin/python" -m pip install --quiet --disable-pip-version-check $packages; then
+if ! by_uv $packages && ! "$target/bin/python" -m pip install --quiet --disable-pip-version-check $packages; then
     rm -rf "$target"
     {
         echo "MLflow and Kubeflow's compiler, with which some tests speak, could not be installed into $target."
