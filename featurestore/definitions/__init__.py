@@ -5,7 +5,7 @@ from featurestore.definitions.base import Definition, Field
 from featurestore.definitions.entity import Entity
 from featurestore.definitions.expectations import Between, Fresh, Matches, NotNull, OneOf, Rows, Share, Unique
 from featurestore.definitions.label import Label
-from featurestore.definitions.monitor import Drift, MatchRate, Monitor
+from featurestore.definitions.monitor import Drift, MatchRate, ModelMetric, Monitor
 from featurestore.definitions.on_demand import OnDemandFeatureView, on_demand_feature_view
 from featurestore.definitions.service import FeatureService, ServedLog
 from featurestore.definitions.source import ParquetSource, PushSource, RequestSource
@@ -25,6 +25,7 @@ __all__ = [
     "Label",
     "MatchRate",
     "Matches",
+    "ModelMetric",
     "Monitor",
     "NotNull",
     "OnDemandFeatureView",

@@ -115,6 +115,12 @@ class Part(FrozenModel):
     def __hash__(self) -> int:
         return hash(repr(self))
 
+    def replaced(self, **values: Any) -> Self:
+        """Return a copy with other values, validated again."""
+        made = type(self).__new__(type(self))
+        made._fill(**{**{field: getattr(self, field) for field in type(self).model_fields}, **values})
+        return made
+
 
 class Named(FrozenModel):
     """Something with a name, by which messages speak of it."""

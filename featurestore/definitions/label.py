@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import field_validator
 
 from featurestore.definitions.base import ColumnName, Part
 from featurestore.definitions.view import FeatureSelection, FeatureView
-from featurestore.types.times import MICROSECOND
+from featurestore.types.times import MICROSECOND, duration_text
 
 SHORTEST = 2 * MICROSECOND
 """Instants are whole microseconds: within one there is no event after the row's time and before the horizon's end."""
+
+SHORTER_WINDOW = "Take a window that is at most as long as the horizon."
 
 
 class Label(Part):
@@ -56,6 +59,31 @@ class Label(Part):
             raise ValueError("must be a length of time after the row's, such as timedelta(hours=6)")
         return horizon
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield the feature as its reference, where that says which it is."""
+        read = self.feature
+        is_plain = isinstance(read, str) or (read.name == read.view.name and not read.columns)
+        for name, value in super().__repr_args__():
+            yield (None, self.reference) if name == "feature" and is_plain else (name, value)
+
+    @property
+    def view(self) -> str:
+        """The name of its view."""
+        return self.reference.partition(":")[0] if isinstance(self.feature, str) else self.feature.view.name
+
+    def lack_in(self, view: FeatureView) -> str | None:
+        """Return why a view has no such label, None where it has."""
+        name = self.reference.rpartition(":")[2]
+        view.feature(name)
+        window = next((window for window in view.windows if window.name == name), None) if view.aggregations else None
+        if window is None or (window.length_us is not None and window.length_us <= self.horizon_us):
+            return None
+        length = "all of history" if window.length_us is None else duration_text(window.length_us)
+        return (
+            f"The label {self.reference} looks back over {length}, and its horizon is only "
+            f"{duration_text(self.horizon_us)}: it would count what happened before the row."
+        )
+
     @property
     def horizon_us(self) -> int:
         """The horizon in microseconds."""
@@ -66,4 +94,4 @@ class Label(Part):
         """``view:feature``, for messages."""
         if isinstance(self.feature, str):
             return self.feature
-        return f"{self.feature.name}:{self.feature.features[0].name}"
+        return f"{self.feature.name}:{(self.feature.names or [field.name for field in self.feature.features])[0]}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import SerializeAsAny, field_validator, model_validator
 
-from featurestore.definitions.base import Definition, Part, as_dict, as_tuple
+from featurestore.definitions.base import ColumnName, Definition, Part, as_dict, as_tuple
+from featurestore.definitions.label import Label
 from featurestore.definitions.service import FeatureService
 from featurestore.definitions.view import FeatureView
 from featurestore.errors import DefinitionError, did_you_mean
@@ -96,9 +97,7 @@ class Drift(Check):
     @field_validator("rows", "entities")
     @classmethod
     def _check_least(cls, least: int) -> int:
-        if least < 1:
-            raise ValueError("must be 1 or more")
-        return least
+        return at_least_one(least)
 
 
 class MatchRate(Check):
@@ -116,6 +115,112 @@ class MatchRate(Check):
     @classmethod
     def _check(cls, share: object) -> object:
         return _bound(share, 1.0, "a share greater than 0 and at most 1, such as 0.999", optional=False)
+
+
+class Metric(NamedTuple):
+    """What a figure of a model means."""
+
+    is_score: bool
+    """The greater the better; of errors the smaller."""
+    is_share: bool
+    """It lies between 0 and 1."""
+
+
+METRICS: Mapping[str, Metric] = {
+    "auc": Metric(is_score=True, is_share=True),
+    "accuracy": Metric(is_score=True, is_share=True),
+    "log_loss": Metric(is_score=False, is_share=False),
+    "mean_absolute_error": Metric(is_score=False, is_share=False),
+    "root_mean_square_error": Metric(is_score=False, is_share=False),
+    "bias": Metric(is_score=False, is_share=False),
+}
+"""The figures of `FeatureStore.performance` that can be watched; a bias by its size, whichever its sign."""
+
+
+class ModelMetric(Check):
+    """How well models predict what becomes known later, as `FeatureStore.performance`, over labels that have matured.
+
+    ``metric`` is one of `METRICS`: scores (``auc``, ``accuracy``) take ``at_least``, errors (``log_loss``,
+    ``mean_absolute_error``, ``root_mean_square_error``, ``bias``) take ``at_most``. ``label`` is what becomes known,
+    ``prediction`` the name under which predictions are logged. Each model that predicted is judged by itself; with
+    ``model`` that one alone. Of two checks of one metric for a model the last one counts.
+
+    What is judged was served in the monitor's window, one horizon earlier: only that has matured by now. What chance
+    makes of so few outcomes is allowed on top of the bound, so that one window makes an alarm. With fewer than ``rows``
+    predictions that have a label nothing is judged.
+    """
+
+    kind: ClassVar[str] = "model_metric"
+    title: ClassVar[str] = "ModelMetric"
+
+    metric: str
+    label: Label
+    prediction: ColumnName
+    at_least: float | None = None
+    at_most: float | None = None
+    model: str | None = None
+    rows: int = 500
+
+    def __init__(
+        self,
+        metric: str,
+        label: Label,
+        prediction: str,
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+        model: str | None = None,
+        rows: int = 500,
+    ) -> None:
+        self._fill(
+            metric=metric,
+            label=label,
+            prediction=prediction,
+            at_least=at_least,
+            at_most=at_most,
+            model=model,
+            rows=rows,
+        )
+
+    @property
+    def bound(self) -> float:
+        """From where on it is too far; what chance makes comes on top."""
+        bound = self.at_most if self.at_least is None else self.at_least
+        assert bound is not None
+        return bound
+
+    @field_validator("metric")
+    @classmethod
+    def _check_metric(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise ValueError(f"must be one of {', '.join(METRICS)}. {did_you_mean(metric, METRICS)}".rstrip(". "))
+        return metric
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, model: str | None) -> str | None:
+        if model == "":
+            raise ValueError("is the model and its version, as predictions are logged; None for all of them")
+        return model
+
+    @field_validator("rows")
+    @classmethod
+    def _check_rows(cls, rows: int) -> int:
+        return at_least_one(rows)
+
+    @model_validator(mode="after")
+    def _check_bound(self) -> ModelMetric:
+        means, bounds = METRICS[self.metric], {"at_least": self.at_least, "at_most": self.at_most}
+        wanted, other = ("at_least", "at_most") if means.is_score else ("at_most", "at_least")
+        what = "a score: the greater the better" if means.is_score else "an error: the smaller the better"
+        if bounds[other] is not None or bounds[wanted] is None:
+            raise ValueError(f"{self.metric} is {what}, so give it {wanted}=, and no {other}=")
+        told = "greater than 0" + " and at most 1" * means.is_share
+        try:
+            _bound(bounds[wanted], 1.0 if means.is_share else math.inf, told)
+        except ValueError as error:
+            raise ValueError(f"{wanted}: {error}") from None
+        return self
 
 
 class Monitor(Definition):
@@ -163,6 +268,11 @@ class Monitor(Definition):
         )
 
     @property
+    def metrics(self) -> tuple[ModelMetric, ...]:
+        """Its checks of how models do, in their order."""
+        return tuple(check for check in self.checks if isinstance(check, ModelMetric))
+
+    @property
     def drift(self) -> tuple[Drift, ...]:
         """Its checks for drift, in their order."""
         return tuple(check for check in self.checks if isinstance(check, Drift))
@@ -207,10 +317,13 @@ class Monitor(Definition):
                     "baseline: a view's rows, one for each entity and run, do not compare with a training set's, which "
                     "are chosen by traffic; give a timedelta or a span"
                 )
-            if any(isinstance(check, MatchRate) for check in self.checks):
-                raise ValueError("checks: MatchRate compares what a service served; this monitor is of a view")
+            for check in self.checks:
+                if isinstance(check, MatchRate | ModelMetric):
+                    raise ValueError(f"checks: {check.title} is of what a service served; this monitor is of a view")
         elif target.log is None:
             raise ValueError(f"service: {target.name!r} keeps no log of what is served: declare log=ServedLog(...)")
+        else:
+            _check_metrics(self.metrics, self.window, target.log.retention)
         known = _feature_names(target)
         for check in self.drift:
             if unknown := next((name for name in check.features if known and name not in known), None):
@@ -230,7 +343,32 @@ def _feature_names(target: FeatureService | FeatureView) -> set[str]:
     return {name for view, feature in named for name in (feature, f"{view}__{feature}")}
 
 
-CHECKS: dict[str, type[Check]] = {check.kind: check for check in (Drift, MatchRate)}
+def _check_metrics(metrics: Sequence[ModelMetric], window: timedelta, kept: timedelta) -> None:
+    """Raise ValueError for a horizon that the log does not last for, and for one line that is judged by two labels."""
+    judged_by: dict[tuple[str, str], Label] = {}
+    for check in metrics:
+        horizon = check.label.horizon
+        if horizon + window > kept:
+            raise ValueError(
+                f"checks: {check.metric} is of what was served {horizon} before the window, which is {window}, and the "
+                f"service's log keeps rows for {kept}: declare log=ServedLog(retention=...) longer"
+            )
+        other = judged_by.setdefault((check.metric, check.prediction), check.label)
+        if (other.reference, other.horizon) != (check.label.reference, horizon):
+            raise ValueError(
+                f"checks: {check.metric} of {check.prediction!r} is judged by two labels, {other.reference} within "
+                f"{other.horizon} and {check.label.reference} within {horizon}: declare a monitor for each"
+            )
+
+
+CHECKS: dict[str, type[Check]] = {check.kind: check for check in (Drift, MatchRate, ModelMetric)}
+
+
+def at_least_one(least: int) -> int:
+    """Return a number; raises ValueError for one below 1."""
+    if least < 1:
+        raise ValueError("must be 1 or more")
+    return least
 
 
 def _bound(given: object, most: float, what: str, *, optional: bool = True) -> object:

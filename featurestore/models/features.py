@@ -9,7 +9,7 @@ from featurestore.definitions import FeatureSelection
 from featurestore.errors import FeatureStoreError, ModelError, NotFoundError
 from featurestore.models.trained import Trained, trained
 from featurestore.plan.texts import difference_lines
-from featurestore.registered.records import selection_from
+from featurestore.registered.selections import selection_from
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest, from_references
 from featurestore.request.meaning import definition_hash, meanings

@@ -25,6 +25,7 @@ from featurestore.definitions import (
 from featurestore.definitions.aggregation import Window
 from featurestore.definitions.on_demand import input_names
 from featurestore.following.held import not_held
+from featurestore.registered.monitors import check_document
 from featurestore.types.times import duration_text
 from featurestore.types.values import is_widening, to_json
 from featurestore.windows.layout import Layout, layout_of
@@ -230,7 +231,10 @@ def _service(before: FeatureService, after: FeatureService) -> list[Difference]:
 
 def _monitor(before: Monitor, after: Monitor) -> list[Difference]:
     watched = _compare("target", before.target.key, after.target.key, ChangeClass.METADATA)
-    return watched + _attributes(before, after, ChangeClass.METADATA, "baseline", "window", "checks")
+    watched += _attributes(before, after, ChangeClass.METADATA, "baseline", "window")
+    if [*map(check_document, before.checks)] == [*map(check_document, after.checks)]:  # labels by text, or by object
+        return watched
+    return [*watched, Difference("checks", before.checks, after.checks, ChangeClass.METADATA)]
 
 
 def _service_features(service: FeatureService) -> list[str]:

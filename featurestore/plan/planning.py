@@ -23,6 +23,7 @@ from featurestore.ledger.watermarks import read_watermark
 from featurestore.offline.interface import TableId
 from featurestore.plan.changes import Loss, Plan, Step
 from featurestore.plan.classes import ChangeClass, Difference, deletion_class, differences
+from featurestore.plan.labels import check_labels
 from featurestore.plan.notices import step_notices
 from featurestore.plan.remedies import commands_after, read_by
 from featurestore.plan.schemas import pin_schemas
@@ -72,8 +73,7 @@ def make_plan(
     order = {kind: position for position, kind in enumerate(KINDS)}
     wanted.sort(key=lambda found: (order[found.kind], found.name))
     given = {(found.kind, found.name) for found in wanted}
-    if partial:
-        _check_shared_names(snapshot, wanted)
+    _check_together(snapshot, wanted, partial=partial)
     filled = {found.name for found in wanted if prepare and isinstance(found, FeatureView)}
     putting = _Putting(workspace, snapshot, filled)
     consumers = list_consumers(workspace.ledger, workspace.project)
@@ -174,8 +174,10 @@ def _unknown_tables(workspace: Readers, snapshot: Snapshot) -> list[str]:
     ]
 
 
-def _check_shared_names(snapshot: Snapshot, wanted: Sequence[Definition]) -> None:
-    for found in wanted:
+def _check_together(snapshot: Snapshot, wanted: Sequence[Definition], *, partial: bool) -> None:
+    """Raise DefinitionError for definitions that do not fit each other, nor with ``partial`` what stays."""
+    check_labels(wanted, {name: found.view for name, found in snapshot.views.items()} if partial else {})
+    for found in wanted if partial else ():
         other = {"feature_view": "on_demand_feature_view", "on_demand_feature_view": "feature_view"}.get(found.kind)
         if other is not None and (other, found.name) in snapshot.definitions:
             raise DefinitionError(

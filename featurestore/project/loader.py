@@ -18,6 +18,7 @@ from featurestore.definitions import (
     FeatureSelection,
     FeatureService,
     FeatureView,
+    ModelMetric,
     Monitor,
     OnDemandFeatureView,
     PushSource,
@@ -80,8 +81,15 @@ def parts_of(definition: Definition) -> tuple[Definition, ...]:
     if isinstance(definition, FeatureService):
         return tuple(f if isinstance(f, OnDemandFeatureView) else f.view for f in definition.features)
     if isinstance(definition, Monitor):
-        return (definition.target,)
+        labels = (check.label.feature for check in definition.metrics)
+        return (definition.target, *(each.view for each in labels if isinstance(each, FeatureSelection)))
     return ()
+
+
+def needs_of(definition: Definition) -> tuple[str, ...]:
+    """Return the ``kind:name`` of the definitions that one refers to itself, those included that it names by texts."""
+    named = [f"{FeatureView.kind}:{check.label.view}" for check in getattr(definition, "metrics", ())]
+    return tuple(dict.fromkeys([*(part.key for part in parts_of(definition)), *named]))
 
 
 def with_parts(definition: Definition) -> Iterable[Definition]:
@@ -104,7 +112,13 @@ def with_views(definition: Definition, other: Callable[[FeatureView], FeatureVie
     if isinstance(definition, FeatureService):
         return definition.replaced(features=tuple(map(changed, definition.features)))
     if isinstance(definition, Monitor):
-        return definition.replaced(target=with_views(definition.target, other))
+        checks = tuple(
+            check.replaced(label=check.label.replaced(feature=changed(check.label.feature)))
+            if isinstance(check, ModelMetric) and isinstance(check.label.feature, FeatureSelection)
+            else check
+            for check in definition.checks
+        )
+        return definition.replaced(target=with_views(definition.target, other), checks=checks)
     return definition
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -14,9 +15,10 @@ from featurestore.errors import InputError
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.quality.figures import FIGURES, Task
 from featurestore.quality.labelling import labelled
+from featurestore.quality.observed import numbered
 from featurestore.quality.performance import ModelPerformance, Performance
 from featurestore.served.joining import PredictedRows, join_predictions
-from featurestore.served.shape import AT, MODEL, PREDICTION
+from featurestore.served.shape import AT, KEY, MODEL, PREDICTION, REQUEST
 from featurestore.training.labels import LabelRead, Matured, matured, read_label
 from featurestore.types import Bool, Float32, Float64, Int32, Int64, String
 from featurestore.types.values import ValueType
@@ -41,6 +43,27 @@ def performance(
     """Judge the models of a service. See `FeatureStore.performance`."""
     if task not in (None, *get_args(Task)):
         raise InputError(f"task={task!r} is nothing that can be judged.", hint=f"Pass one of {get_args(Task)}.")
+    found = predictions_beside(workspace, service, label, prediction, start_us, end_us)
+    judged = task or found.task()
+    models = found.performances(judged)
+    return Performance(
+        service,
+        prediction,
+        found.feature,
+        label.horizon_us,
+        judged,
+        start_us,
+        end_us,
+        models,
+        found.repeated,
+        other_kind=found.other_kind,
+    )
+
+
+def predictions_beside(
+    workspace: Workspace, service: str, label: Label, prediction: str, start_us: int, end_us: int
+) -> PredictedLabels:
+    """Return the predictions for what was served in [start, end), beside their labels. Raises as `performance`."""
     snapshot = workspace.snapshot()
     snapshot.get(FeatureService, service)
     read = read_label(snapshot, label)
@@ -50,29 +73,10 @@ def performance(
     times = found.rows.column(AT).cast("int64").to_numpy()
     watermark = read_watermark(workspace.ledger, read.read.registered)
     known = matured(times, label.horizon_us, workspace.clock(), watermark)
-    rows = _rows(read, found, prediction, known, old_enough.places, labels[read.name])
-    judged = task or rows.task()
-    values = rows.values(judged)
-    lonely = Counter(found.lonely.column(MODEL).to_pylist())
-    models = [rows.model_performance(name, judged, values, lonely[name]) for name in {*rows.models.tolist(), *lonely}]
-    models.sort(key=lambda each: (each.first_us is None, each.first_us, each.model))
-    feature = f"{read.read.view.name}:{read.read.features[0]}"
-    made = tuple(models)
-    return Performance(
-        service,
-        prediction,
-        feature,
-        label.horizon_us,
-        judged,
-        start_us,
-        end_us,
-        made,
-        found.repeated,
-        other_kind=found.other_kind,
-    )
+    return _beside(read, found, prediction, known, old_enough.places, labels[read.name])
 
 
-class _Values(NamedTuple):
+class Values(NamedTuple):
     """Predictions and labels as a task compares them, and which of them it can."""
 
     predicted: npt.NDArray[Any]
@@ -82,11 +86,13 @@ class _Values(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Rows:
+class PredictedLabels:
     """Predictions beside their labels, as columns."""
 
     what: str
     """The label, for messages."""
+    feature: str
+    """``view:feature`` of the label."""
     prediction: str
     kind: ValueType
     """The label's type."""
@@ -96,8 +102,21 @@ class _Rows:
     predicted: pa.Array
     actual: pa.Array
     """The labels; null where there is none, and in rows that are not old enough."""
+    entities: npt.NDArray[np.int64]
+    """A number for each entity that labels are of."""
+    lonely: Counter[str]
+    """By model the predictions of requests that are not in the served log."""
+    repeated: int
+    """Predictions that later ones replaced."""
+    other_kind: int
+    """Values of another kind than those that are judged."""
 
-    def task(self) -> Task:
+    def task(self, among: Sequence[Task] = get_args(Task)) -> Task:
+        """Return what fits of some tasks; the last one where the label calls for none of them."""
+        fitting = self._fitting()
+        return fitting if fitting in among else among[-1]
+
+    def _fitting(self) -> Task:
         """Return what can be judged, by the type of the label and, for a yes or no that is a number, by the values."""
         if self.kind == String:
             return "classes"
@@ -109,7 +128,7 @@ class _Rows:
             return "numbers"
         return "yes/no" if ((predicted[both] >= 0) & (predicted[both] <= 1)).all() else "numbers"
 
-    def values(self, task: Task) -> _Values:
+    def values(self, task: Task) -> Values:
         """Return what a task compares; raises InputError where that is not possible."""
         import pyarrow as pa
 
@@ -117,7 +136,7 @@ class _Rows:
             predicted, actual = ((column.cast(pa.string())) for column in (self._comparable(), self.actual))
             valid = (column.is_valid().to_numpy(zero_copy_only=False) for column in (predicted, actual))
             texts = (column.fill_null("").to_numpy(zero_copy_only=False) for column in (predicted, actual))
-            return _Values(*texts, *valid)
+            return Values(*texts, *valid)
         scores, truth = self._floats(self.predicted, "prediction"), self._floats(self.actual, "label")
         is_usable, has_label = np.isfinite(scores), np.isfinite(truth)
         if task == "yes/no":
@@ -127,14 +146,14 @@ class _Rows:
                     f"The label {self.what} is not only 0 and 1, so it is no yes or no.",
                     hint='Leave task out, or pass task="numbers".',
                 )
-        return _Values(scores, truth, is_usable, has_label)
+        return Values(scores, truth, is_usable, has_label)
 
     def _comparable(self) -> pa.Array:
         """Return predictions of classes; raises InputError where they cannot be equal to labels."""
         import pyarrow as pa
 
-        is_text = self.kind == String
-        if is_text != (pa.types.is_string(self.predicted.type) or pa.types.is_null(self.predicted.type)):
+        is_text, kind = self.kind == String, self.predicted.type
+        if is_text != pa.types.is_string(kind) and not pa.types.is_null(kind):
             raise self._apart()
         return self.predicted if is_text else self.predicted.cast(self.actual.type, safe=False)
 
@@ -157,12 +176,23 @@ class _Rows:
             hint="Numbers and booleans compare with numbers and booleans, texts with texts.",
         )
 
-    def model_performance(self, name: str, task: Task, values: _Values, without_served: int) -> ModelPerformance:
+    def performances(self, task: Task) -> tuple[ModelPerformance, ...]:
+        """Return how each model did, the one that was first in use first; raises InputError as `values`."""
+        values = self.values(task)
+        models = [self._performance(name, task, values) for name in {*self.models.tolist(), *self.lonely}]
+        return tuple(sorted(models, key=lambda each: (each.first_us is None, each.first_us, each.model)))
+
+    def judged(self, model: str, values: Values) -> Bools:
+        """Return which rows the figures of a model are of."""
+        found: Bools = (self.models == model) & self.matured.is_known & values.has_label & values.is_usable
+        return found
+
+    def _performance(self, name: str, task: Task, values: Values) -> ModelPerformance:
         """Return how one model did."""
         mine = self.models == name
         is_known = mine & self.matured.is_known
         with_label = is_known & values.has_label
-        judged = with_label & values.is_usable
+        judged = self.judged(name, values)
         served = self.at_us[mine]
         return ModelPerformance(
             model=name,
@@ -170,7 +200,7 @@ class _Rows:
             not_matured=int((mine & self.matured.not_matured).sum()),
             not_committed=int((mine & self.matured.not_committed).sum()),
             without_label=int((is_known & ~values.has_label).sum()),
-            without_served=without_served,
+            without_served=self.lonely[name],
             unusable=int((with_label & ~values.is_usable).sum()),
             first_us=int(served.min()) if len(served) else None,
             last_us=int(served.max()) if len(served) else None,
@@ -183,14 +213,14 @@ _FITTING = {String: ("text",), **dict.fromkeys(_NUMBERS, ("number", "boolean"))}
 """The kinds of predictions that compare with labels of a type."""
 
 
-def _rows(
+def _beside(
     read: LabelRead,
     found: PredictedRows,
     prediction: str,
     known: Matured,
     places: npt.NDArray[np.int64],
     labels: pa.Array,
-) -> _Rows:
+) -> PredictedLabels:
     """Return predictions beside their labels."""
     import pyarrow as pa
 
@@ -200,8 +230,11 @@ def _rows(
     beside = np.full(rows.num_rows, -1, np.int64)
     beside[places] = np.arange(len(places))
     actual = labels.take(pa.array(beside, mask=beside < 0))
-    return _Rows(
+    keys = ([KEY + name, REQUEST + name] for name in read.request.key_types)
+    owners = [rows.column(next(name for name in names if name in rows.column_names)) for names in keys]
+    return PredictedLabels(
         read.label.reference,
+        f"{read.read.view.name}:{read.read.features[0]}",
         prediction,
         read.request.outputs[0].field.type,
         np.asarray(rows.column(MODEL).to_pylist(), object),
@@ -209,4 +242,8 @@ def _rows(
         known,
         predicted,
         actual,
+        numbered(owners),
+        Counter(found.lonely.column(MODEL).to_pylist()),
+        found.repeated,
+        found.other_kind,
     )

@@ -26,6 +26,7 @@ from featurestore.quality.comparing import parity
 from featurestore.quality.drift import FeatureDrift, check_alike, compared, compared_ages, of_like_days
 from featurestore.quality.explaining import Judged, explained
 from featurestore.quality.gathering import batch, served, training
+from featurestore.quality.metrics import BY, model_metrics
 from featurestore.quality.observed import Observed
 from featurestore.quality.report import MonitorResult
 from featurestore.registered.applied import check_as_applied
@@ -48,7 +49,7 @@ def monitor(workspace: Workspace, which: str | Monitor, until_us: int | None = N
     judged = Judged(found, definition, rows.baseline, rows.now, until_us)
     features = tuple(explained(workspace, judged, _watched(found, rows)))
     match_rate, matched = _matched(workspace, found, rows)
-    features = (*features, *matched)
+    features = (*features, *matched, *model_metrics(workspace, found, until_us))
     document = MonitorDocument(
         found.name,
         found.target.key,
@@ -198,6 +199,11 @@ def _alarms(now: MonitorDocument, before: MonitorDocument | None) -> Iterator[Mo
     """Yield the alarms that are open, one for a feature: it keeps its id, also while nothing can be judged."""
     is_same = before is not None and before.definition == now.definition
     known = {each.feature: each for each in before.alarms} if before is not None and is_same else {}
+    names = {each.name for each in now.features}
+    nobody = tuple(f"{each.name}{BY}" for each in now.features if each.state == "not judged")
+    for name in known.keys() - names:
+        if name.startswith(nobody):  # no model at all is to be seen
+            yield known[name]
     for feature in now.features:
         far, opened = [line for line in feature.lines if line.exceeds], known.get(feature.name)
         if opened is not None and not feature.lines:

@@ -55,6 +55,9 @@ class MonitorResult:
         """Return it as plain values, instants as ISO 8601."""
         plain: dict[str, Any] = msgspec.to_builtins(self.document)
         plain |= {name: to_short_rfc3339(plain.pop(f"{name}_us")) for name in ("made", "start", "until")}
+        for each in plain["features"]:
+            span = {name: each.pop(f"{name}_us") for name in ("start", "until")}
+            each |= {name: to_short_rfc3339(at_us) for name, at_us in span.items() if span["start"]}
         for alarm in plain["alarms"]:
             del alarm["sending_us"]
         for part in (plain, *plain["alarms"]):
@@ -125,7 +128,7 @@ def page(results: Sequence[MonitorResult]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["seen"] = visible
     return environment.from_string(template).render(
-        results=results, order=_ORDER, states=STATES, lines=COMPARED, instant=to_short_rfc3339
+        results=results, order=_ORDER, states=STATES, lines=COMPARED, instant=to_short_rfc3339, served_in=served_in
     )
 
 
@@ -157,8 +160,15 @@ def metrics(results: Sequence[MonitorResult]) -> str:
     return generate_latest(registry).decode()
 
 
+def served_in(feature: WatchedFeature) -> str:
+    """Return when what is told of a model was served, empty for all else."""
+    if not feature.start_us:
+        return ""
+    return f"served {to_short_rfc3339(feature.start_us)} to {to_short_rfc3339(feature.until_us)}"
+
+
 def _told(feature: WatchedFeature) -> str:
-    exceeding = [line.told for line in feature.lines if line.exceeds]
-    if exceeding:
-        return "; ".join(exceeding)
-    return feature.not_judged
+    exceeding = [line.told for line in feature.lines if line.exceeds or feature.start_us]
+    if span := served_in(feature):
+        return "; ".join([*exceeding, *filter(None, [feature.not_judged]), span])
+    return "; ".join(exceeding) or feature.not_judged

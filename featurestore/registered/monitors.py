@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from featurestore.definitions import FeatureService, FeatureView, Monitor
+from featurestore.definitions import FeatureService, FeatureView, Label, Monitor
 from featurestore.definitions.monitor import CHECKS, Baseline, Check
+from featurestore.registered.selections import Lookup, selection_document, selection_from
 from featurestore.types.times import MICROSECOND, to_datetime, to_instant
 
 
@@ -17,13 +18,11 @@ def monitor_document(monitor: Monitor) -> dict[str, Any]:
         "target": [monitor.target.kind, monitor.target.name],
         "baseline": _baseline_document(monitor.baseline),
         "window_us": monitor.window // MICROSECOND,
-        "checks": [{"kind": check.kind, **_check_document(check)} for check in monitor.checks],
+        "checks": [*map(check_document, monitor.checks)],
     }
 
 
-def monitor_from(
-    name: str, document: Mapping[str, Any], lookup: Callable[[str, str], Any], common: dict[str, Any]
-) -> Monitor:
+def monitor_from(name: str, document: Mapping[str, Any], lookup: Lookup, common: dict[str, Any]) -> Monitor:
     """Return the monitor of a document; raises ValueError for a check that only a newer version knows."""
     kind, target = document["target"]
     if kind not in (FeatureService.kind, FeatureView.kind):
@@ -34,7 +33,7 @@ def monitor_from(
         **watched,
         baseline=_baseline_from(document["baseline"]),
         window=document["window_us"] * MICROSECOND,
-        checks=[_check_from(check) for check in document["checks"]],
+        checks=[_check_from(check, lookup) for check in document["checks"]],
         **common,
     )
 
@@ -57,18 +56,41 @@ def _baseline_from(document: Mapping[str, Any]) -> Baseline:
     raise ValueError("its baseline")
 
 
-def _check_document(check: Check) -> dict[str, Any]:
-    return {
-        name: list(value) if isinstance(value := getattr(check, name), tuple) else value
-        for name in type(check).model_fields
-    }
+def check_document(check: Check) -> dict[str, Any]:
+    """Return what the registry keeps of a check."""
+    return {"kind": check.kind, **{name: _plain(getattr(check, name)) for name in type(check).model_fields}}
 
 
-def _check_from(document: Mapping[str, Any]) -> Check:
+def _plain(value: Any) -> Any:
+    if isinstance(value, Label):
+        return _label_document(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _label_document(label: Label) -> dict[str, Any]:
+    if isinstance(label.feature, str):
+        view, _, feature = label.feature.partition(":")
+        read = {"view": view, "features": [feature], "name": view, "join_keys": {}}
+    else:
+        read = selection_document(label.feature)
+    return {**read, "column": label.name, "horizon_us": label.horizon_us}
+
+
+def _label_from(document: Mapping[str, Any], lookup: Lookup) -> Label:
+    given = dict(document)
+    column, horizon_us = given.pop("column"), given.pop("horizon_us")
+    if unread := given.keys() ^ {"view", "features", "name", "join_keys"}:
+        raise ValueError(f"its parts {', '.join(sorted(unread))} of a label")
+    return Label(selection_from(given, lookup), horizon=horizon_us * MICROSECOND, name=column)
+
+
+def _check_from(document: Mapping[str, Any], lookup: Lookup) -> Check:
     given = dict(document)
     kind = given.pop("kind")
     if kind not in CHECKS:
         raise ValueError(f"its check {kind}")
     if unread := given.keys() - CHECKS[kind].model_fields.keys():  # it may ask for more than we would look at
         raise ValueError(f"its parts {', '.join(sorted(unread))} of {kind}")
+    if "label" in given:
+        given["label"] = _label_from(given["label"], lookup)
     return CHECKS[kind](**given)

@@ -16,7 +16,6 @@ from featurestore.definitions import (
     Aggregation,
     Definition,
     Entity,
-    FeatureSelection,
     FeatureService,
     FeatureView,
     Field,
@@ -30,8 +29,9 @@ from featurestore.definitions import (
 from featurestore.definitions.expectations import RULES, Between, Fresh, OneOf, Rule
 from featurestore.definitions.on_demand import input_names
 from featurestore.errors import FeatureStoreError, NotFoundError, RegistryFormatError, did_you_mean
-from featurestore.project.loader import parts_of
+from featurestore.project.loader import needs_of
 from featurestore.registered.monitors import monitor_document, monitor_from
+from featurestore.registered.selections import Lookup, selection_document, selection_from
 from featurestore.types import ValueType, parse_type
 from featurestore.types.times import MICROSECOND
 from featurestore.types.values import from_json, to_json
@@ -101,10 +101,6 @@ def understood_or_left(entry: JournalEntry) -> Iterator[None]:
         logger.warning("%s It is left out.", error.message)
 
 
-Lookup = Callable[[str, str], Any]
-"""Returns the definition of a kind and name that the record depends on."""
-
-
 def field_document(field: Field) -> dict[str, Any]:
     """Return a field as JSON."""
     return {
@@ -170,26 +166,6 @@ def field_from(document: Mapping[str, Any]) -> Field:
     )
 
 
-def selection_document(selection: FeatureSelection) -> dict[str, Any]:
-    """Return a selection as JSON, its features pinned by name."""
-    return {
-        "view": selection.view.name,
-        "features": [field.name for field in selection.features],
-        "name": selection.name,
-        "join_keys": selection.columns,
-    }
-
-
-def selection_from(document: Mapping[str, Any], lookup: Lookup) -> FeatureSelection:
-    """Return the selection of a `selection_document`."""
-    return FeatureSelection(
-        lookup(FeatureView.kind, document["view"]),
-        name=document["name"],
-        names=tuple(document["features"]),
-        columns=dict(document["join_keys"]),
-    )
-
-
 def to_record(project: str, definition: Definition, *, generation: int = 1) -> Record:
     """Return a definition as the record that the registry keeps; a view's schema must be known."""
     write, _ = _FORMS[definition.kind]
@@ -210,7 +186,7 @@ def to_record(project: str, definition: Definition, *, generation: int = 1) -> R
         document=document,
         fingerprint=fingerprint(described),
         fields=tuple(fields),
-        depends_on=tuple(dict.fromkeys(part.key for part in parts_of(definition))),
+        depends_on=needs_of(definition),
         owner=definition.owner,
         tags=definition.tags,
         description=definition.description,

@@ -18,7 +18,7 @@ from featurestore.definitions import (
 )
 from featurestore.errors import InputError, NotFoundError, OutputNameClashError, did_you_mean
 from featurestore.registered.applied import check_as_applied
-from featurestore.registered.records import selection_from
+from featurestore.registered.selections import selection_from
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.types import ValueType
 

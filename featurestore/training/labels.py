@@ -14,9 +14,10 @@ from featurestore_registry.documents import LABEL
 from featurestore_registry.interface import LedgerReader
 
 from featurestore.definitions import Label
+from featurestore.definitions.label import SHORTER_WINDOW
 from featurestore.errors import InputError, OutputNameClashError
 from featurestore.ledger.watermarks import Watermark, covered, read_watermark
-from featurestore.registered.records import selection_from
+from featurestore.registered.selections import selection_from
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest, ViewRead, resolve
 from featurestore.training.frames import TIME, EntityFrame, OwnColumns, check_frame
@@ -76,24 +77,12 @@ def read_label(snapshot: Snapshot, label: Label, *, full_feature_names: bool = F
     (read,), (output,) = request.reads, request.outputs
     if label.name is not None:
         output = replace(output, name=label.name)
-    if read.view.aggregations:
-        _check_window(label, read)
-    else:
+    if lack := label.lack_in(read.view):
+        raise InputError(lack, hint=SHORTER_WINDOW)
+    if not read.view.aggregations:
         within = replace(read.registered, view=read.view.replaced(ttl=label.horizon - MICROSECOND))
         read = replace(read, registered=within)
     return LabelRead(label, replace(request, reads=(read,), outputs=(output,)))
-
-
-def _check_window(label: Label, read: ViewRead) -> None:
-    (name,) = read.features
-    window = next(window for window in read.view.windows if window.name == name)
-    if window.length_us is None or window.length_us > label.horizon_us:
-        length = "all of history" if window.length_us is None else duration_text(window.length_us)
-        raise InputError(
-            f"The label {label.reference} looks back over {length}, and its horizon is only "
-            f"{duration_text(label.horizon_us)}: it would count what happened before the row.",
-            hint="Take a window that is at most as long as the horizon.",
-        )
 
 
 def read_labels(

@@ -105,10 +105,8 @@ class RunDocument:
     duplicates: int = 0
     """Rows that were dropped, because a later one has the same keys and times; of events those that repeat another."""
     unchanged: int = 0
-    null_keys: int = 0
-    """Dropped."""
+    null_keys: int = 0  # dropped, as those of
     null_times: int = 0
-    """Dropped."""
     waiting: int = 0
     """Rows dated after now: left for a later run."""
     withdrawn: int = 0
@@ -119,8 +117,7 @@ class RunDocument:
     published: PublishedDocument = field(default_factory=PublishedDocument)
     duration_ms: int | None = None
     error: str | None = None
-    dry_run: bool = False
-    """Whether the run only counted and wrote nothing."""
+    dry_run: bool = False  # whether the run only counted and wrote nothing
     unusable: int = 0
     """Events that were dropped, because they have no id or a text that is too long."""
     conflicts: int = 0
@@ -148,8 +145,7 @@ class QuarantineDocument:
 
 Scalar = bool | int | float | str | None
 """A value as JSON: instants RFC 3339 with microseconds, dates ISO, decimals as text, bytes in base64."""
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-"""Of which `ColumnStatistics.quantiles` holds the values."""
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of which `ColumnStatistics.quantiles` holds the values
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,11 +240,13 @@ class StatisticsDocument:
 COMPARED: Mapping[str, str] = {
     "psi": "distribution", "shift": "mean", "jensen_shannon": "categories", "nulls": "nulls",
     "not_finite": "NaN and infinities", "statuses": "statuses", "outside": "outside the bins",
-    "new_values": "new values", "stale": "age of records", "match_rate": "match rate",
+    "new_values": "new values", "stale": "age of records", "match_rate": "match rate", "auc": "AUC", "bias": "bias",
+    "accuracy": "accuracy", "log_loss": "log loss", "mean_absolute_error": "mean absolute error",
+    "root_mean_square_error": "root mean square error",
 }  # fmt: skip
 """What a monitor compares, in words, in the order in which it is told."""
 RECORDS, MATCHES = "records of ", "served as known"
-"""Begins the name under which a monitor tells the age of a view's records; and the name of the rate of matches."""
+"""Begins the name of the age of a view's records; and the name of the rate of matches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +257,7 @@ class ComparedLine:
     """Such as ``psi``, ``nulls`` or ``new_values``."""
     value: float
     bound: float
-    """From where on it is too far, what chance makes included."""
+    """From where on it is too far, what chance makes included; a model's score is so below it."""
     told: str
     """The figures in words."""
     exceeds: bool = False
@@ -280,9 +278,10 @@ class DriftCause:
 
 @dataclass(frozen=True, slots=True)
 class WatchedFeature:
-    """One feature of a monitor, or the records of a view."""
+    """One feature of a monitor, the records of a view, or how a model does."""
 
     name: str
+    """Of a model ``{metric} of {prediction} by {model}``; without the latter where there is none."""
     state: Literal["ok", "watch", "alarm", "not judged"]
     """``watch``: too far in the last window alone."""
     rows: int = 0
@@ -293,9 +292,11 @@ class WatchedFeature:
     not_judged: str = ""
     """Why nothing, or not everything, was compared."""
     bars: tuple[tuple[str, float, float], ...] = ()
-    """For a drawing: what a bar stands for, its share of the baseline's values, and of those of the window. Kept where
-    something is too far alone."""
+    """For a drawing: what a bar stands for, its shares of the baseline and of the window. Kept where one is too far."""
     causes: tuple[DriftCause, ...] = ()
+    start_us: int = 0
+    """Of a model: its predictions are for what was served in [start, until), a horizon before the window; else 0."""
+    until_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

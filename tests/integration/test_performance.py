@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import httpx
 import pytest
 from support.clock import ManualClock
 from support.command_line import CommandLine
+from support.predicted import HORIZON, HOSTILE, LOGGED, ask, auc_by_pairs, outcome, predict
 from support.rows import commit_rows, cover
 from support.serving import HOUR_US, Project, serving_here, small_project
 
@@ -25,30 +24,6 @@ from featurestore.served.predictions import KeptFor, checked, table_of
 from featurestore.server.read import served as server_log
 from featurestore.types.times import to_datetime
 
-LOGGED = """
-
-from featurestore import ServedLog
-
-known = dict(source=ParquetSource("outcome_file", "outcomes", "at", "known_at"))
-outcomes = FeatureView(
-    "outcomes", entities=[customer], **known,
-    schema=[
-        Field("delay", Float64), Field("late", Bool), Field("kind", String), Field("flag", Int64), Field("day", Date)
-    ],
-)
-trip = Entity("trip", join_keys={"trip_id": Int64})
-trips = FeatureView("trips", entities=[trip], **known, schema=[Field("tip", Float64)])
-asked = RequestSource("asked", schema=[Field("trip_id", Int64)])
-
-@on_demand_feature_view(sources=[asked], schema=[Field("echo", Int64)])
-def echoed(inputs):
-    return {"echo": inputs["trip_id"]}
-
-logged = FeatureService("logged", features=[fresh], log=ServedLog(1.0, keys="plain"))
-hashed = FeatureService("hashed", features=[fresh, echoed], log=ServedLog(1.0))
-"""
-HORIZON = timedelta(hours=6)
-HOSTILE = "<b>m'1</b>; $(rm) \u202e"
 US = timedelta(microseconds=1)
 
 
@@ -67,38 +42,10 @@ def project(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch)
     return found
 
 
-def ask(client: httpx.Client, request_id: str, customers: Sequence[int], service: str = "logged", **more: Any) -> None:
-    body = {"feature_service": service, "entities": {"customer_id": list(customers)}, **more}
-    assert client.post("/v1/online-features", json=body, headers={"x-request-id": request_id}).status_code == 200
-
-
-def predict(
-    client: httpx.Client, request_id: str, model: str, values: Mapping[str, Any], service: str = "logged"
-) -> None:
-    body = {"request_id": request_id, "service": service, "model": model, "values": values}
-    answer = client.post("/predictions", json=body)
-    assert answer.json().get("dropped") == 0, answer.text
-
-
-def outcome(customer: int, at_us: int, known_us: int | None = None, **values: Any) -> dict[str, Any]:
-    return {"customer_id": customer, "event_ts": at_us, "created_ts": known_us, **values}
-
-
 def judged(project: Project, clock: ManualClock, feature: str = "outcomes:delay", **options: Any) -> Performance:
     with FeatureStore(project.root, clock=clock) as store:
         options = {"prediction": "delay", "service": "logged", **options}
         return store.performance(label=Label(feature, horizon=HORIZON), **options)
-
-
-def auc_by_pairs(scores: Sequence[float], truth: Sequence[float]) -> float | None:
-    """Return the share of pairs of a yes and a no in which the yes has the greater score, ties half."""
-    won = [
-        1.0 if mine > other else 0.5 if mine == other else 0.0
-        for mine, is_yes in zip(scores, truth, strict=True)
-        for other, is_other in zip(scores, truth, strict=True)
-        if is_yes and not is_other
-    ]
-    return sum(won) / len(won) if won else None
 
 
 @pytest.mark.parametrize("seed", range(6))

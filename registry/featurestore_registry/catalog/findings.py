@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from featurestore_registry.catalog.reading import read
-from featurestore_registry.catalog.words import Brief, brief
+from featurestore_registry.catalog.words import Brief, brief, instant
 from featurestore_registry.documents import COMPARED, MATCHES, MONITOR, MonitorAlarm, MonitorDocument, WatchedFeature
 from featurestore_registry.interface import LedgerReader
 from featurestore_registry.records import Document, LedgerEntry
@@ -149,6 +149,14 @@ def too_far(feature: WatchedFeature) -> str:
     return "; ".join(line.told for line in feature.lines if line.exceeds)
 
 
+def told(feature: WatchedFeature) -> str:
+    """Return what is told of a feature; of a model always its figure, and when that was served which it is of."""
+    if not feature.start_us:
+        return too_far(feature) or feature.not_judged
+    figures = [*(line.told for line in feature.lines), *filter(None, [feature.not_judged])]
+    return "; ".join([*figures, f"served {instant(feature.start_us)} to {instant(feature.until_us)} UTC"])
+
+
 def worst(states: Sequence[State]) -> State:
     """Return the state that wants attention most."""
     return min(states, key=STATES.index)
@@ -171,20 +179,21 @@ def _finding(document: MonitorDocument | None, version: int) -> Finding:
 
 def _named(alarm: MonitorAlarm) -> str:
     name = brief(alarm.feature, 80)
-    return name if alarm.feature == MATCHES else f"{name} ({brief(line_name(alarm.line), 40)})"
+    is_told = alarm.feature == MATCHES or alarm.feature.startswith(f"{alarm.line} of ")  # of a model
+    return name if is_told else f"{name} ({brief(line_name(alarm.line), 40)})"
 
 
 def _watched(feature: WatchedFeature) -> Watched:
     cause = feature.causes[0].told if feature.causes else ""
-    return Watched(feature.state, brief(too_far(feature) or feature.not_judged, _MOST_TOLD), brief(cause, _MOST_TOLD))
+    return Watched(feature.state, brief(told(feature), _MOST_TOLD), brief(cause, _MOST_TOLD))
 
 
 def _past(entry: LedgerEntry) -> Past:
-    told: Document = entry.document
-    alarms = told.get("alarms")
+    given: Document = entry.document
+    alarms = given.get("alarms")
     part = {
-        "state": told.get("state"),
-        "made_us": told.get("made_us"),
+        "state": given.get("state"),
+        "made_us": given.get("made_us"),
         "alarms": len(alarms) if isinstance(alarms, list | tuple) else 0,
     }
     found = read(entry, _PastDocument, part)

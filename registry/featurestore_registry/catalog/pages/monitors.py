@@ -17,7 +17,7 @@ from featurestore_registry.catalog.findings import (
     Finding,
     Past,
     line_name,
-    too_far,
+    told,
 )
 from featurestore_registry.catalog.frame import Page
 from featurestore_registry.catalog.pages.ledgered import consumers_of, saved_sets
@@ -183,7 +183,7 @@ def _feature(found: WatchedFeature, place: Place | None, hidden: Sequence[str], 
     drawn = beside(found.name, found.bars, *_SMALL)
     large = beside(found.name, found.bars, *_LARGE) if is_early and found.state in WANTING else None
     cut = replace(found, causes=tuple(causes[:MOST_CAUSES]))
-    return FeatureRow(cut, place, too_far(found) or found.not_judged, drawn, large, False)
+    return FeatureRow(cut, place, told(found), drawn, large, False)
 
 
 def _alarms(document: MonitorDocument | None, places: dict[str, Place], most: int) -> list[Alarm]:

@@ -30,6 +30,7 @@ from featurestore_registry.records import Document, Record
 _DISTANCES = ("psi", "shift", "jensen_shannon")
 _SHARES = ("nulls", "statuses", "outside", "new_values", "stale")
 _MOST_BOUND = 1e15
+_OF_METRICS = {"kind", "metric", "label", "prediction", "at_least", "at_most", "model", "rows"}
 _KNOWN = {*_DISTANCES, *_SHARES, "kind", "features", "rows", "entities", "same_weekday"}
 
 
@@ -109,8 +110,10 @@ def _check(told: Document) -> Check:
     kind, at_least = told.get("kind"), told.get("at_least")
     if kind == "match_rate" and told.keys() == {"kind", "at_least"}:
         return Check("Served values are what was online by then", (), (("at least", _bound("nulls", at_least)),), ())
+    if kind == "model_metric" and told.keys() == _OF_METRICS:
+        return facts(told, _metric_check) or _unread(told)
     if kind != "drift" or not told.keys() <= _KNOWN:
-        return Check(rule({"rule": kind, **{name: each for name, each in told.items() if name != "kind"}}), (), (), ())
+        return _unread(told)
     bounds = [(name, told.get(name)) for name in (*_DISTANCES, *_SHARES)]
     least = [counted(told[name], one, many) for name, one, many in _LEAST if isinstance(told.get(name), int)]
     more = [f"judged from {' of '.join(least)} on each side"] if least else []
@@ -124,6 +127,23 @@ def _check(told: Document) -> Check:
         tuple(line_name(name) for name, bound in bounds if bound is None and name in told),
         "; ".join(more),
     )
+
+
+def _unread(told: Document) -> Check:
+    """Return a check of another version, as it is written."""
+    return Check(
+        rule({"rule": told.get("kind"), **{name: each for name, each in told.items() if name != "kind"}}), (), (), ()
+    )
+
+
+def _metric_check(told: Document) -> Check:
+    label, of = told["label"], told["model"]
+    known = f"{label['view']}:{label['features'][0]} within {duration(int(label['horizon_us']))}"
+    what = f"{line_name(str(told['metric']))} of {told['prediction']}, by {'each model' if of is None else of}"
+    bounds = [(words, told[name]) for name, words in (("at_least", "at least"), ("at_most", "at most"))]
+    shown = tuple((words, number(bound)) for words, bound in bounds if bound is not None)
+    least = counted(int(told["rows"]), "prediction with a label", "predictions with labels")
+    return Check(f"{what}, beside {known}", (), shown, (), f"judged from {least}")
 
 
 _LEAST = (("rows", "row", "rows"), ("entities", "entity", "entities"))
