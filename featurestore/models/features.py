@@ -37,13 +37,13 @@ class ModelFeatures:
         try:
             self._references = [dict(each) for each in schema["references"]]
             self._full_names = bool(schema["full_feature_names"])
+            self._names = tuple(str(each["name"]) for each in schema["columns"] if each["role"] == "feature")
             self._timestamp_column = str(schema["timestamp_column"])
         except (LookupError, TypeError, ValueError):
             raise ModelError(
                 f"The run {found.run.run_id} of {found.run.told} has a schema that featurestore did not write.",
                 hint="Train the model again, and log its set anew.",
             ) from None
-        self._names: tuple[str, ...] = ()
         self._checked: tuple[Snapshot, list[Any]] | None = None
         self._served(workspace.snapshot())
 
@@ -143,8 +143,9 @@ class ModelFeatures:
         except NotFoundError as error:
             raise self._refused([error.message]) from None
         if definition_hash(request) != self._found.facts.get("definition"):
-            raise self._refused([*self._changes(request)])
-        self._names = tuple(output.name for output in request.outputs)
+            changes = [*self._changes(request)]
+            if changes:
+                raise self._refused(changes)
         return [*_arguments(snapshot, self._references)]
 
     def _request(self, snapshot: Snapshot) -> FeatureRequest:
@@ -167,12 +168,12 @@ class ModelFeatures:
             yield f"this registry does not have the revision {revision[:12]} at which the set was made"
             return
         before = self._request(Snapshot.of(definitions.read(now.project, chain.hashes.index(revision) + 1)))
-        if definition_hash(before) != facts.get("definition"):
-            yield "its run names other features than those of its set"
-            return
         old, new = meanings(before), meanings(now)
         for name in old:
-            yield from _differences(name, old[name], new[name])
+            if name in new:
+                yield from _differences(name, old[name], new[name])
+            else:
+                yield f"{name} is gone"
 
     def _refused(self, changes: Sequence[str]) -> ModelError:
         told, found = "; ".join(changes[:_SHOWN]), self._found

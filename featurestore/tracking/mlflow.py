@@ -38,8 +38,7 @@ _MOST_DOCUMENT = 64 * 2**20
 _PROBE_S = 5.0
 """How long a server may take to answer at all. MLflow itself tries for minutes."""
 
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,255}")
-_RUN = re.compile(rf"runs:/({_RUN_ID.pattern})(?:/[^\s]*)?")
+_RUN = re.compile(r"runs:/([A-Za-z0-9][A-Za-z0-9_-]{0,255})(?:/[^\s]*)?")
 _MODEL = re.compile(r"models:/([^/:]{1,250})(?:@([A-Za-z0-9_-]{1,255})|/([1-9][0-9]{0,9}))")
 _LOGGED = re.compile(r"m-[0-9a-f]{32}")
 _FORMS = "Write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID."
@@ -86,11 +85,7 @@ def log_set(given: SetInput, *, run_id: str | None, context: str) -> str:
     client = _client()
     from mlflow.entities import Dataset, DatasetInput, InputTag, RunTag
 
-    run_id = (
-        _active_run()
-        if run_id is None
-        else _checked(run_id, _RUN_ID, "Pass the id alone, as `run.info.run_id` has it.")[0]
-    )
+    run_id = _active_run() if run_id is None else _checked(f"runs:/{run_id}", _RUN)[1]
     with _translated():
         known = _run(client, run_id, f"runs:/{run_id}").data.tags.get(SET)
         if context == TRAINING and known not in (None, given.id):
@@ -188,10 +183,10 @@ def read_document(run_id: str, file: str) -> Mapping[str, Any]:
     return document
 
 
-def _checked(uri: Any, form: re.Pattern[str], hint: str = _FORMS) -> re.Match[str]:
+def _checked(uri: Any, form: re.Pattern[str]) -> re.Match[str]:
     found = form.fullmatch(uri) if isinstance(uri, str) and uri.isprintable() else None
     if found is None:
-        raise InputError(f"{uri!r} names no model and no run.", hint=hint)
+        raise InputError(f"{uri!r} names no model and no run.", hint=_FORMS)
     return found
 
 

@@ -248,6 +248,7 @@ def test_a_run_does_not_outgrow_the_runs_that_it_is_compared_with(world: World) 
     world.store.accept(blocked(world), "a fair")
 
 
+@pytest.mark.uncounted
 def test_as_many_rows_for_each_hour_are_as_usual_however_long_the_span_is(world: World) -> None:
     world.store.apply([view_of(expect=[Rows(change_at_most=0.2)], on_failure="block")])
     for _ in range(4):
@@ -259,6 +260,7 @@ def test_as_many_rows_for_each_hour_are_as_usual_however_long_the_span_is(world:
     assert world.run().unmet == ()
 
 
+@pytest.mark.uncounted
 def test_runs_that_brought_nothing_are_part_of_the_span_of_the_next(world: World) -> None:
     """A source that writes once in six hours, and a run each hour."""
     world.store.apply([view_of(expect=[Rows(change_at_most=0.3)], on_failure="block")])
@@ -279,6 +281,7 @@ def test_a_share_is_what_it_says(world: World) -> None:
     assert world.run().unmet == ("rating: NotNull(max_share=0.25): 29 of 100 rows",)
 
 
+@pytest.mark.uncounted
 def test_a_change_is_what_it_says(world: World) -> None:
     world.store.apply([view_of(expect=[Rows(change_at_most=0.29)])])
     for count in (100, 100, 100, 100, 129):
@@ -321,6 +324,7 @@ FeatureStore("taxi", clock=ManualClock(NOW)).accept("RUN", "a new scale")
 """
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("point", ["stage.written", "offline.committed", "commit.remembered", "watermark.committed"])
 def test_who_accepts_and_is_killed_leaves_all_rows_or_none(tmp_path: Path, point: str) -> None:
     world = World(tmp_path / "taxi")

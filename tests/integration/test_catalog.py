@@ -6,10 +6,8 @@ import hashlib
 import html
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +22,17 @@ from featurestore_registry.http.client import open_registry as open_http
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change
 from featurestore_registry.sql import open_registry
+from support.catalog_crawl import Parsed, Served, crawl
 from support.catalog_registry import (
     CHANGED_STATS,
     HOSTILE,
     HTML,
     OTHER,
     PROJECT,
-    driver,
     driver_recent,
     fill,
     put,
-    rider_eta,
     statistics,
-    trips,
 )
 from support.catalog_server import serving_catalog
 from support.clock import ManualClock
@@ -46,43 +42,6 @@ from featurestore import FeatureView
 
 HTMX = "d6fdc75f204e6bdefa99b69bf1e6d4ac69b8a364f77929f45c13476b4000f717"
 """SHA-256 of dist/htmx.min.js in the package htmx.org 2.0.11 of npm."""
-
-
-class Parsed(HTMLParser):
-    """What a browser would find in a page: tags, attributes, texts."""
-
-    VOID = ("meta", "link", "img", "input", "br")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(text)
-        assert self.open == [], f"not closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def links(self) -> set[str]:
-        return {str(given["href"]) for tag, given in self.tags if tag == "a"}
-
-
-class Served:
-    """A registry's server, and clients with a token of each kind."""
-
-    def __init__(self, url: str, tokens: dict[tuple[Role, str | None], str]) -> None:
-        self.url, self.tokens = url, tokens
-
-    def ask(self, role: Role, project: str | None, path: str) -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", headers={"authorization": f"Bearer {self.tokens[role, project]}"})
 
 
 @pytest.fixture(scope="module")
@@ -109,22 +68,6 @@ def served(registry: Registry) -> Iterator[Served]:
     }
     with serving_registry(registry) as url:
         yield Served(url, tokens)
-
-
-def crawl(client: httpx.Client, start: str) -> dict[str, httpx.Response]:
-    """Return every page that can be reached from one by links, each address once."""
-    found: dict[str, httpx.Response] = {}
-    waiting = [start]
-    while waiting:
-        path = waiting.pop()
-        if path in found:
-            continue
-        found[path] = client.get(path)
-        if found[path].headers["content-type"].startswith("text/html"):
-            links = {link.partition("#")[0] for link in Parsed(found[path].text).links()}
-            # A lineage of more steps, or with columns, is another page for each number of steps.
-            waiting += [link for link in links if link.startswith("/p/") and not re.search(r"/lineage\?.*&", link)]
-    return found
 
 
 def test_every_page_that_a_link_leads_to_is_there_and_holds_the_rules(local: httpx.Client) -> None:
@@ -355,31 +298,6 @@ def tagged(view: FeatureView, tags: dict[str, str]) -> FeatureView:
     return view.model_copy(update={"fields": tuple(each.model_copy(update={"tags": tags}) for each in view.fields)})
 
 
-def crawled(served: Served, role: Role) -> dict[str, httpx.Response]:
-    headers = {"authorization": f"Bearer {served.tokens[role, PROJECT]}"}
-    with httpx.Client(base_url=served.url, headers=headers) as client:
-        return crawl(client, f"/p/{PROJECT}")
-
-
-def test_values_of_the_data_are_for_readers_and_the_audit_for_admins(served: Served) -> None:
-    pages = {role: crawled(served, role) for role in (Role.VIEWER, Role.READER, Role.ADMIN)}
-    for role, found in pages.items():
-        # The fixture's runs count this city, and it is nowhere else.
-        assert any("Berlin" in page.text for page in found.values()) == (role >= Role.READER), role
-        assert any('class="bars' in page.text for page in found.values()) == (role >= Role.READER), role
-        assert ("6.2\u00a0%" in found[f"/p/{PROJECT}/features"].text) == (role >= Role.READER), role  # nulls of city
-        assert (f"/p/{PROJECT}/audit" in found) == (role >= Role.ADMIN), role
-        assert {page.status_code for page in found.values()} == {200}
-    told = pages[Role.ADMIN][f"/p/{PROJECT}/audit"].text
-    assert ("ada@example.com" in told, "of-ada" in told) == (True, False)
-    refused = served.ask(Role.READER, PROJECT, f"/p/{PROJECT}/audit")
-    assert (refused.status_code, "this needs admin" in refused.text) == (403, True)
-    # Which logins and tokens there were is for an admin of every project.
-    for project, is_told in ((PROJECT, False), (None, True)):
-        page = served.ask(Role.ADMIN, project, f"/p/{PROJECT}/audit?of=registry").text
-        assert ("What was done to no project in particular" in page) == is_told
-
-
 def test_what_is_computed_when_it_is_read_is_counted_in_training_sets(local: httpx.Client) -> None:
     for path, name in (
         ("feature_view/driver_recent", "fare_mean_1h"),
@@ -431,39 +349,6 @@ def rows_of(local: httpx.Client, path: str) -> list[str]:
     return re.findall("<tr>.*?</tr>", local.get(f"/p/{PROJECT}/{path}").text, re.DOTALL)
 
 
-@pytest.mark.parametrize("role", [Role.ADMIN, Role.VIEWER])
-def test_another_registrys_catalog_shows_the_same_as_far_as_the_token_goes(
-    served: Served, local: httpx.Client, role: Role
-) -> None:
-    mine = crawl(local, f"/p/{PROJECT}")
-    token = served.tokens[role, None if role is Role.ADMIN else PROJECT]
-    with ExitStack() as stack:
-        remote = stack.enter_context(open_http(served.url, token=token))
-        client = stack.enter_context(httpx.Client(base_url=stack.enter_context(serving_catalog(remote))))
-        if role is Role.VIEWER:
-            assert client.get("/").headers["location"] == f"/p/{PROJECT}"
-            view = client.get(f"/p/{PROJECT}/feature_view/driver_stats")
-            assert (view.status_code, "they want the role" in view.text, "Berlin" in view.text) == (
-                200,
-                True,
-                False,
-            )
-            audit = client.get(f"/p/{PROJECT}/audit")
-            assert (audit.status_code, "this needs admin" in audit.text) == (403, True)
-            return
-        found = {path: client.get(path) for path in mine}
-    assert {path for path in mine if mine[path].text != found[path].text} == set()
-
-
-def test_a_registry_in_postgresql_makes_the_same_pages(local: httpx.Client, postgres_url: str) -> None:
-    clock = ManualClock(0)
-    with open_registry(postgres_url, clock=clock) as registry:
-        fill(registry, clock)
-        with serving_catalog(registry) as url, httpx.Client(base_url=url) as client:
-            for path, page in crawl(local, f"/p/{PROJECT}").items():
-                assert client.get(path).text == page.text, path
-
-
 def test_a_registry_that_is_away_is_said_plainly(registry: Registry) -> None:
     with serving_registry(registry) as gone:
         pass
@@ -485,9 +370,6 @@ def test_a_registry_that_is_away_is_said_plainly(registry: Registry) -> None:
     assert RegistryUnavailableError("x").message == "x"
 
 
-KINDS = ("run", "run_start", "watermark", "lease", "statistics", "edges", "consumer", "training_set")
-
-
 def test_a_page_that_cannot_be_made_says_so_and_no_more(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -498,68 +380,3 @@ def test_a_page_that_cannot_be_made_says_so_and_no_more(
     assert (answer.status_code, "could not be made" in answer.text) == (500, True)
     assert "ZeroDivisionError" not in answer.text
     assert "ZeroDivisionError" in caplog.text
-
-
-def test_documents_of_another_version_stop_no_page(tmp_path: Path) -> None:
-    """Whatever stands in ledger and journal, pages say what can be said."""
-    clock = ManualClock(0)
-    with open_registry(f"sqlite:///{tmp_path}/registry.db", clock=clock) as registry:
-        fill(registry, clock)
-        odd: list[dict[str, Any]] = [{}, {"view": 7}, {"columns": "x", "rows": []}, {"released": []}]
-        with serving_catalog(registry) as url, httpx.Client(base_url=url) as client:
-            made_of_definitions = re.compile("/(search|compare|history|revision|features)")
-            paths = [path for path in crawl(client, f"/p/{PROJECT}") if not made_of_definitions.search(path)]
-            paths += [f"/p/{PROJECT}/features", f"/p/{PROJECT}/search"]
-            for document in odd:
-                for kind in (
-                    "run",
-                    "run_start",
-                    "watermark",
-                    "lease",
-                    "statistics",
-                    "edges",
-                    "consumer",
-                    "training_set",
-                    "monitor",
-                ):
-                    for entry in registry.ledger.scan(PROJECT, kind) or []:
-                        registry.ledger.append(PROJECT, kind, entry.key, document)
-                registry.journal.append(PROJECT, "serving", [("web-1", document)])
-                registry.journal.append(PROJECT, "audit", [("x", document)])
-                found = {path: client.get(path).status_code for path in paths}
-                assert {*found.values()} <= {200, 404}
-                assert [path for path, code in found.items() if code == 404 and "training_set" not in path] == [
-                    path for path in found if "/consumer/" in path or "consumer%3A" in path
-                ]
-
-
-def test_long_texts_make_no_long_page(tmp_path: Path) -> None:
-    text, clock = "long " * 20_000, ManualClock(0)
-    with open_registry(f"sqlite:///{tmp_path}/registry.db", clock=clock) as registry:
-        records = [
-            replace(
-                record,
-                document={**record.document, "deprecated": text},
-                fields=tuple(replace(field, description=text) for field in record.fields),
-                description=text,
-                owner=text,
-                tags={f"{number} {text}": text for number in range(100)},
-            )
-            for record in (change.record for change in put(PROJECT, driver, trips, CHANGED_STATS, rider_eta))
-            if record is not None
-        ]
-        changes = [Change("put", record.kind, record.name, record) for record in records]
-        registry.definitions.apply(PROJECT, "", changes, author=text, message=text, commit=text)
-        registry.ledger.append(PROJECT, "consumer", "c", {"name": "c", "services": [text] * 50, "description": text})
-        nested: dict[str, Any] = {"action": text}
-        for _ in range(300):
-            nested = {"action": text, "of": nested}
-        registry.journal.append(PROJECT, "audit", [("x", nested)])
-        with serving_catalog(registry) as url, httpx.Client(base_url=url) as client:
-            kinds = [f"{record.kind}/{record.name}" for record in records]
-            pages = ("", "search", "features", "revisions", "revision/1", "audit", "consumer", "consumer/c")
-            for path in (*pages, *kinds):
-                page = client.get(f"/p/{PROJECT}/{path}".rstrip("/"))
-                assert (page.status_code, len(page.content) < 200_000) == (200, True), path
-            page = client.get(f"/p/{PROJECT}/feature_view/driver_stats")
-            assert page.text.count(text[:19_000]) == 1  # it begins its own page

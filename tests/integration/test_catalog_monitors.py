@@ -76,6 +76,7 @@ def put_again(registry: Registry, *definitions: Any) -> None:
     registry.definitions.apply(PROJECT, head, put(PROJECT, *definitions), author="bob", message="", commit="")
 
 
+@pytest.mark.uncounted
 def test_the_list_begins_with_what_wants_attention(local: httpx.Client) -> None:
     page = local.get("/monitor")
     rows = re.findall("<tr><th scope=.row.>.*?</tr>", page.text, re.DOTALL)
@@ -89,6 +90,7 @@ def test_the_list_begins_with_what_wants_attention(local: httpx.Client) -> None:
     assert re.search(r'/monitor" aria-current="page"><span>Monitors</span> <span class="count">3<', page.text)
 
 
+@pytest.mark.uncounted
 def test_where_nothing_is_watched_the_page_says_what_to_declare_and_run(local: httpx.Client) -> None:
     page = httpx.get(str(local.base_url).replace(PROJECT, OTHER) + "monitor")
     for told in ("from featurestore import Monitor", 'baseline="TRAINING_SET"', "fs apply fs monitor"):
@@ -96,6 +98,7 @@ def test_where_nothing_is_watched_the_page_says_what_to_declare_and_run(local: h
     assert "fs monitor night_drift" in text_of(local.get("/monitor/night_drift"))
 
 
+@pytest.mark.uncounted
 def test_a_monitors_page_says_how_it_is_declared_and_what_is_too_far_first(local: httpx.Client) -> None:
     page = local.get("/monitor/ride_drift")
     told = text_of(page)
@@ -130,6 +133,7 @@ def test_a_monitors_page_says_how_it_is_declared_and_what_is_too_far_first(local
     assert boxes[-1][1] == "2026-03-02 11:00:00 UTC: alarm, 1 open alarm"
 
 
+@pytest.mark.uncounted
 def test_pages_of_what_is_watched_say_how_it_is(local: httpx.Client) -> None:
     expected = {
         "": {"ride_drift": "alarm"},
@@ -231,6 +235,7 @@ def test_what_is_tagged_personal_later_shows_no_earlier_value(registry: Registry
     assert "hidden: personal" in local.get("/monitor/ride_drift").text
 
 
+@pytest.mark.uncounted
 def test_a_cause_that_may_say_a_value_of_what_is_personal_is_left_out(registry: Registry, local: httpx.Client) -> None:
     paths = ("/monitor/ride_drift", "/feature_view/driver_stats", "/feature/feature_view/driver_stats/city")
 

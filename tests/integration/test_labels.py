@@ -256,6 +256,7 @@ def test_materializing_brings_the_rows_in(workspace: Workspace) -> None:
     assert len(labelled(workspace, frame)) == 18  # what ends now is not committed: the end of a run's span is not in it
 
 
+@pytest.mark.uncounted
 def test_labels_stand_beside_their_rows_in_every_batch(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = labelled(workspace).to_arrow()
     monkeypatch.setattr(joins, "BATCH_ROWS", 3)

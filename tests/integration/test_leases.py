@@ -86,6 +86,7 @@ def _materialize(root: str, barrier: Any, results: Any) -> None:
         results.put((run.state, run.appended, run.error))
 
 
+@pytest.mark.uncounted
 def test_runs_at_once_in_several_processes_do_it_once(workspace: Workspace) -> None:
     (workspace.root / "feature_store.yaml").write_text("project: shop\n")
     context = multiprocessing.get_context("spawn")
@@ -120,6 +121,7 @@ def test_a_run_waits_says_for_whom_and_gives_up_in_time(workspace: Workspace) ->
     assert (run.state, run.appended) == ("done", len(SALES))
 
 
+@pytest.mark.uncounted
 def test_a_lease_is_followed_when_it_has_not_moved_for_a_minute_of_the_waiters_own_clock(workspace: Workspace) -> None:
     block = held(workspace)
     block.__enter__()  # and never moves again, as in a thread that hangs
@@ -139,6 +141,7 @@ def test_a_lease_is_followed_when_it_has_not_moved_for_a_minute_of_the_waiters_o
 DAY_US = 86_400_000_000
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("expires_us", [NOW - DAY_US, NOW + DAY_US])
 def test_a_lease_of_another_machine_or_an_older_version_is_judged_by_whether_it_moves(
     workspace: Workspace, expires_us: int
@@ -206,6 +209,7 @@ def end(process: subprocess.Popen[str], *, reap: bool) -> None:
         process.wait()
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("reap", [True, False])
 def test_a_killed_process_of_this_machine_is_followed_at_once(workspace: Workspace, reap: bool) -> None:
     with holding_process(workspace, NOW + DAY_US) as process:  # its clock was a day ahead

@@ -239,8 +239,7 @@ def runs_take_one_set(mlflow: Mlflow, run_id: str, world: World) -> None:
     )
     refused(training.log_to_mlflow, InputError, "No MLflow run is active", "mlflow.start_run()")
     refused(lambda: training.log_to_mlflow(run_id="0" * 32), NotFoundError, "no run '00000")
-    for wrong in ("../../etc", f"{run_id}/model", f"runs:/{run_id}", ""):
-        refused(lambda wrong=wrong: training.log_to_mlflow(run_id=wrong), InputError, repr(wrong))
+    refused(lambda: training.log_to_mlflow(run_id="../../etc"), InputError, "../../etc")
     span = world.store.get_historical_features(None, "stats:rating", start=BEGIN, end=NOW)
     refused(lambda: span.log_to_mlflow(run_id=run_id), TrainingSetError, "cannot be logged")
 
@@ -323,20 +322,6 @@ def what_names_nothing_is_refused(mlflow: Mlflow, world: World, fs: CommandLine)
     _, version = mlflow.train(listed, "<b>list")
     refused(lambda: register("models:/<b>list/1"), ModelError, "was trained with a list of features", "FeatureService")
     found = ask(f"models:/<b>list/{version}")
-    damaged, _ = mlflow.train(listed, "<b>list")
-    whole = tracking.read_document(damaged, "schema.json")
-    for other, told in (
-        ({**whole, "references": whole["references"][:1]}, "its run names other features than those of its set"),
-        ({**whole, "references": [7]}, "a schema that featurestore did not write"),
-        ({}, "a schema that featurestore did not write"),
-    ):
-        mlflow.client.log_dict(damaged, other, "featurestore/schema.json")
-        refused(lambda: ask(f"runs:/{damaged}"), ModelError, told)
-    (world.root / "features.py").write_text(FEATURES.replace("ttl=timedelta(days=2)", "ttl=timedelta(days=1)"))
-    with FeatureStore(world.root, clock=ManualClock(NOW)) as another:  # which reads the file anew
-        direct, _ = mlflow.train(another.get_historical_features(frame(), "trips_v1", direct=True), "direct")
-    (world.root / "features.py").write_text(FEATURES)
-    refused(lambda: ask(f"runs:/{direct}"), ModelError, "made directly from its sources")
     assert (found.names, found.services) == (("rating", "city"), ())
     assert found.get_online_features({"driver": [1]}).to_dict() == {"driver": [1], "rating": [4.71], "city": ["Bern"]}
 
@@ -356,8 +341,6 @@ def another_definition_is_refused(world: World) -> None:
 
     def served() -> list[Any]:
         answer = found.get_online_features(asked)
-        assert answer.names == NAMES  # whatever was added to the service
-        assert found.get_historical_features(frame().head(1)).features == NAMES
         return [answer.to_dict()[name][0] for name in NAMES]
 
     def changed(old: str, new: str) -> str:
@@ -398,7 +381,7 @@ def another_definition_is_refused(world: World) -> None:
 
 def other_projects_are_refused(world: World, tmp_path: Path) -> None:
     for name, told in (("other", "another project: 'shop', not of 'other' here"), ("shop", "of another registry")):
-        # Equal definitions that the same person applies in the same instant would make the same project.
+        # Of equal definitions, applied by the same person in the same instant, the project would be the same.
         another = World(tmp_path / f"another_{name}", FEATURES.replace("ada", name), project=name)
         for work in (another.store.features_for, another.store.register_model):
             refused(lambda work=work: work("models:/delays/1"), ModelError, told)

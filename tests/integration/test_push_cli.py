@@ -80,6 +80,7 @@ def test_json(fs: Any) -> None:
     }
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -180,6 +180,7 @@ def test_a_server_that_has_not_seen_an_apply_pushes_by_its_definitions(store: Fe
         assert store.workspace.offline.tables("p") == []
 
 
+@pytest.mark.uncounted
 def test_optimize_and_gc_leave_what_was_pushed_online_alone(store: FeatureStore) -> None:
     soon = T0 + timedelta(minutes=5)
     store.push("ps", [{"k": 77, "ts": soon, "x": 777}, {"k": 1, "ts": soon, "x": 111}], to="online")

@@ -87,6 +87,7 @@ def test_rows_that_fail_are_set_aside_and_the_others_committed(
     assert list(staging.glob("*.parquet")) == []
 
 
+@pytest.mark.uncounted
 def test_nothing_is_set_aside_twice_and_nothing_that_was_comes_again(world: World) -> None:
     world.rides("1", BAD)
     first = world.run()
@@ -117,6 +118,7 @@ def test_a_dry_run_sets_nothing_aside(world: World) -> None:
     assert world.run().quarantined == 3
 
 
+@pytest.mark.uncounted
 def test_rules_of_a_whole_run_block_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world = World(tmp_path / "taxi", more="Rows(at_least=4), Share('rating > 8', at_most=0.4)")
     world.apply()
@@ -141,6 +143,7 @@ def test_rules_of_a_whole_run_block_it(tmp_path: Path, capsys: pytest.CaptureFix
     assert (again.unchanged, again.unmet) == (4, ())
 
 
+@pytest.mark.uncounted
 def test_released_rows_are_known_from_then_on(world: World) -> None:
     world.rides("1", BAD)
     event = world.at(-0.5)
@@ -167,6 +170,7 @@ def test_released_rows_are_known_from_then_on(world: World) -> None:
     assert world.run().appended == 0
 
 
+@pytest.mark.uncounted
 def test_no_row_is_left_to_commit(world: World) -> None:
     world.rides("1", [9.0, None])
     done = world.run()
@@ -330,6 +334,7 @@ def test_another_generation_takes_no_rows_of_the_one_before(world: World, capsys
     assert world.log().num_rows == 2
 
 
+@pytest.mark.uncounted
 def test_a_view_that_no_longer_sets_aside_leaves_held_rows_alone(world: World) -> None:
     world.rides("1", BAD)
     world.run()
@@ -361,6 +366,7 @@ def test_every_crash_point_is_walked() -> None:
     assert {point for point in CRASH_POINTS if point.startswith("quarantine.")} <= set(RUNS)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("then", ["the same", "a run"])
 @pytest.mark.parametrize("point", sorted(RUNS))
 def test_what_died_is_finished_by_the_next(tmp_path: Path, point: str, then: str) -> None:

@@ -162,6 +162,7 @@ def plain(value: Any) -> Any:
     return type(value).__name__, repr(value.normalize()) if isinstance(value, D) else repr(value)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_holds_the_same_values_in_every_place(

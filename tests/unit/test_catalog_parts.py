@@ -145,6 +145,7 @@ def test_what_was_there_before_the_kept_applies_is_not_called_new() -> None:
         assert [touch.what for touch in touches] == ["changed"] * (3 - first) + [what]
 
 
+@pytest.mark.uncounted
 def test_a_history_keeps_few_fields_of_large_definitions_and_reads_no_more(tmp_path: Any) -> None:
     fields = tuple(RecordField(f"f{number}", "Int64") for number in range(2_000))
     with open_registry(f"sqlite:///{tmp_path}/registry.db") as registry:

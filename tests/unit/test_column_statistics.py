@@ -56,6 +56,7 @@ def test_batches_have_the_totals_of_all_rows(kind: ValueType, values: Sequence[A
     assert found.deviation == pytest.approx(math.sqrt(squares) * float(spread), rel=1e-12, abs=0)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     ("made", "error"),
     [

@@ -110,6 +110,7 @@ def test_few_rows_or_entities_are_not_judged(rows: int, entities: int) -> None:
     assert compared(few, many, "x", Drift(rows=100, entities=10)).lines
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("each_has_its_own", [True, False])
 def test_two_hundred_features_without_drift_exceed_nothing(each_has_its_own: bool) -> None:
     """At the least size that is judged; values that stay with their entity are as few as entities."""

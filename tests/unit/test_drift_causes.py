@@ -85,6 +85,7 @@ UNITS: Mapping[str, tuple[str, float, str]] = {
 }
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("which", UNITS)
 def test_a_unit_is_named_first(which: str) -> None:
     feature, factor, told = UNITS[which]

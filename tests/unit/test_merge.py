@@ -61,6 +61,7 @@ def test_what_is_merged_in_memory_is_bounded():
     assert len(due(many, most_rows=20_000)) == 20
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("size_bytes", [2 * KIB, 80 * KIB])
 def test_each_row_is_written_a_few_times_however_many_commits_come(size_bytes):
     """One file of one row a commit, in which the bytes of a row shrink as rows come together; and one that does not."""

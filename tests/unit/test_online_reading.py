@@ -293,6 +293,7 @@ def test_damage_that_shifts_rows_is_found() -> None:
         ViewReader(view, ["a"]).read(keys, shifted, NOW)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("width", [1, 2, 15, 16, 40])
 @pytest.mark.parametrize("with_created", [True, False])
 @pytest.mark.parametrize(

@@ -225,6 +225,7 @@ WRONG: list[tuple[ValueType, Any]] = [
 ]
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("kind", "wrong"), WRONG, ids=lambda value: str(value)[:20])
 def test_a_value_that_does_not_fit_is_named_with_its_row(kind: ValueType, wrong: Any, size: int) -> None:

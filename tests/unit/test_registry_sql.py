@@ -484,6 +484,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_no_driver_error_leaks(filled, path, fault, method):

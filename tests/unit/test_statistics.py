@@ -94,6 +94,7 @@ def scalar(kind: ValueType, value: Any) -> Any:
     return shortened(value) if kind == String else to_json(kind, value + 0.0 if isinstance(value, float) else value)
 
 
+@pytest.mark.uncounted
 @given(COLUMNS)
 @settings(max_examples=examples(120))
 def test_values_are_counted_as_by_hand(given: tuple[ValueType, list[Any]]) -> None:
@@ -244,6 +245,7 @@ def test_bins_are_made_again_when_too_much_lies_outside() -> None:
     assert widened(replace(pinned, points=(-999.0, 0.5, 3.0)), sentinel).edges == (0.0, 1.0)
 
 
+@pytest.mark.uncounted
 @given(COLUMNS, st.integers(0, 40))
 @settings(max_examples=examples(120))
 def test_totals_of_batches_are_those_of_all_rows(given: tuple[ValueType, list[Any]], cut: int) -> None:
@@ -291,6 +293,7 @@ PEOPLE = {
 }
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("case", PEOPLE)
 def test_a_sample_says_how_many_values_there_are(case: str) -> None:
     values = PEOPLE[case]

@@ -76,6 +76,7 @@ def test_arrays_hold_types_only():
         Array("Int64")
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("kind", ALL, ids=str)
 def test_values_survive_coercion_arrow_and_json(kind):
     @given(VALUES[kind])

@@ -89,6 +89,7 @@ def pushed(name: str, given: Any, size: int) -> list[Any]:
     return found
 
 
+@pytest.mark.uncounted
 @WIDTHS
 @FORMS
 def test_pushed_keys_and_features(form: str, width: Any) -> None:
