@@ -8,6 +8,7 @@ import posix
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -28,7 +29,7 @@ settings.load_profile(PROFILE)
 
 
 UNCOUNTED = ("acceptance", "properties")
-"""Folders of tests whose lines the others run too: counting them takes half as long again."""
+"""Folders of tests whose lines the others run too: counting them takes half as long again, or twice."""
 OTHER_STORES = {"redis", "redis_cluster"}
 """Parameters of tests that run on several online stores: their lines are counted on the embedded one."""
 
@@ -49,13 +50,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[:] = slow_first(items, int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """End what pytest-cov begins before it knows that this is a worker: where the worker pauses, it would go on."""
+    if hasattr(config, "workerinput") and (counting := _counting(config)) is not None:
+        counting.pause()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Let no worker be counted as a process, too: that would go on wherever the worker pauses."""
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # each worker sets it anew, for its own processes
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
-    """Take modules and tests out of the search for garbage: they stay, and in a fork the search would copy them."""
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Take modules and tests out of the search for garbage: they stay, and in a fork the search would copy them.
+
+    What runs when modules are imported is the same in each worker: it is counted in the first.
+    """
+    counting = _counting(session.config) if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0" else None
     gc.disable()
+    if counting is not None:
+        counting.pause()
     try:
         return (yield)
     finally:
+        if counting is not None:
+            counting.resume()
         # Hypothesis asks the collector who holds its random numbers: it must have done so before.
         given(none())(settings(max_examples=1, database=None)(lambda _: None))()
         gc.freeze()
@@ -65,7 +86,7 @@ def pytest_collection() -> Generator[None, object, object]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Count coverage where the marks say so: to import everything counted takes a process half a second more."""
-    counting = getattr(item.config.pluginmanager.get_plugin("_cov"), "cov_controller", None)
+    counting = _counting(item.config)
     is_repeated = _is_repeated(item)
     if counting is None or (item.get_closest_marker("counts_processes") and not is_repeated):
         return (yield)
@@ -79,6 +100,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
             return (yield)
         finally:
             counting.resume()
+
+
+def _counting(config: pytest.Config) -> Any:
+    """Return what counts coverage in this process, or None."""
+    return getattr(config.pluginmanager.get_plugin("_cov"), "cov_controller", None)
 
 
 def _is_repeated(item: pytest.Item) -> bool:
