@@ -375,7 +375,7 @@ def another_definition_is_refused(world: World) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serving, "get_online_features", applied_first)
-        refused(served, ModelError, "code of length__km_per_trip")
+        refused(lambda: found.get_online_features(asked), ModelError, "code of length__km_per_trip")
     world.apply(FEATURES)
 
 
