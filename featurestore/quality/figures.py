@@ -24,9 +24,10 @@ def numbers(predicted: Floats, actual: Floats) -> dict[str, float | None]:
     if not len(actual):
         return dict.fromkeys(("mean_absolute_error", "root_mean_square_error", "bias"))
     errors = predicted - actual
+    greatest = float(np.abs(errors).max()) or 1.0  # no float holds the squares of all
     return {
         "mean_absolute_error": float(np.abs(errors).mean()),
-        "root_mean_square_error": float(np.sqrt(np.square(errors).mean())),
+        "root_mean_square_error": greatest * float(np.sqrt(np.square(errors / greatest).mean())),
         "bias": float(errors.mean()),
     }
 

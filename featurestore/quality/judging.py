@@ -130,15 +130,15 @@ class PredictedLabels:
 
     def values(self, task: Task) -> Values:
         """Return what a task compares; raises InputError where that is not possible."""
-        import pyarrow as pa
 
-        if task == "classes":
-            predicted, actual = ((column.cast(pa.string())) for column in (self._comparable(), self.actual))
-            valid = (column.is_valid().to_numpy(zero_copy_only=False) for column in (predicted, actual))
-            texts = (column.fill_null("").to_numpy(zero_copy_only=False) for column in (predicted, actual))
-            return Values(*texts, *valid)
+        if task == "classes" and self.kind == String:
+            return self._texts()
         scores, truth = self._floats(self.predicted, "prediction"), self._floats(self.actual, "label")
         is_usable, has_label = np.isfinite(scores), np.isfinite(truth)
+        if task == "classes" and self.kind not in (Float32, Float64):
+            is_usable &= scores == np.floor(scores)
+            if self.kind == Bool:
+                is_usable &= (scores >= 0) & (scores <= 1)
         if task == "yes/no":
             is_usable &= (scores >= 0) & (scores <= 1)
             if not np.isin(truth[has_label], (0, 1)).all():
@@ -148,14 +148,17 @@ class PredictedLabels:
                 )
         return Values(scores, truth, is_usable, has_label)
 
-    def _comparable(self) -> pa.Array:
-        """Return predictions of classes; raises InputError where they cannot be equal to labels."""
+    def _texts(self) -> Values:
+        """Return predictions and labels that are texts; raises InputError where predictions are none."""
         import pyarrow as pa
 
-        is_text, kind = self.kind == String, self.predicted.type
-        if is_text != pa.types.is_string(kind) and not pa.types.is_null(kind):
+        kind = self.predicted.type
+        if not pa.types.is_string(kind) and not pa.types.is_null(kind):
             raise self._apart()
-        return self.predicted if is_text else self.predicted.cast(self.actual.type, safe=False)
+        columns = self.predicted.cast(pa.string()), self.actual
+        valid = (column.is_valid().to_numpy(zero_copy_only=False) for column in columns)
+        texts = (column.fill_null("").to_numpy(zero_copy_only=False) for column in columns)
+        return Values(*texts, *valid)
 
     def _floats(self, column: pa.Array, what: str) -> npt.NDArray[np.float64]:
         """Return numbers and booleans as floats, NaN for null; raises InputError for anything else."""

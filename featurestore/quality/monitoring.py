@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from fractions import Fraction
 from typing import Literal
 
 from featurestore_registry.documents import (
@@ -153,12 +154,20 @@ def _matched(workspace: Workspace, monitor: Monitor, rows: _Rows) -> tuple[float
     differ = sum(each.differs_then for each in found.features)
     causes = ", ".join(f"{cause}: {count:,}" for cause, count in found.causes_then.items())
     told = f"{differ:,} of {values:,} values differ from what was online by then{f' ({causes})' if causes else ''}"
-    exceeds = differ > (1 - check.at_least) * values
+    exceeds = is_below(values - differ, values, check.at_least)
     line = ComparedLine("match_rate", differ / values, 1 - check.at_least, told, exceeds, exceeds)
     return 1 - differ / values, (WatchedFeature(MATCHES, "alarm" if exceeds else "ok", found.rows, lines=(line,)),)
 
 
-def _state(features: tuple[WatchedFeature, ...]) -> State:
+def is_below(part: int, whole: int, share: float) -> bool:
+    """Tell whether a part is less than a share as it is written: 9 of 10 are not less than 0.9, which no float is."""
+    return Fraction(part, whole) < Fraction(str(share))
+
+
+def _state(features: tuple[WatchedFeature, ...], alarms: tuple[MonitorAlarm, ...] = ()) -> State:
+    """Return the worst state; an alarm stands until its feature is judged and found to be fine."""
+    if alarms:
+        return "alarm"
     states: tuple[State, ...] = ("alarm", "watch", "ok")
     return next((state for state in states if any(each.state == state for each in features)), "not judged")
 
@@ -172,7 +181,7 @@ def _kept(workspace: Workspace, document: MonitorDocument) -> MonitorResult:
         alarms = tuple(_alarms(document, before))
         features = tuple(_alarmed(feature, alarms) for feature in document.features)
         acted_us = 0 if before is None else before.acted_us
-        made = replace(document, alarms=alarms, features=features, state=_state(features), acted_us=acted_us)
+        made = replace(document, alarms=alarms, features=features, state=_state(features, alarms), acted_us=acted_us)
         try:
             write_finding(workspace.ledger, workspace.project, _brief(made), if_version=version)
         except LedgerConflictError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import InputError
 from featurestore.training.joins import JoinedRows
-from featurestore.types.times import MICROSECOND, Instant, duration_text, given_instant, to_rfc3339
+from featurestore.types.times import MICROSECOND, MIN_INSTANT, Instant, duration_text, given_instant, to_rfc3339
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,8 +24,9 @@ def split(
 
     at_us, times = given_instant(at), rows.frame.times
     embargo_us = _embargo_us(rows, embargo, allow_overlap=allow_overlap)
-    trains, tests = times < at_us - embargo_us, times >= at_us
-    for chosen, what in ((trains, f"before {to_rfc3339(at_us - embargo_us)}"), (tests, f"from {to_rfc3339(at_us)} on")):
+    train_before_us = max(at_us - embargo_us, MIN_INSTANT)
+    trains, tests = times < train_before_us, times >= at_us
+    for chosen, what in ((trains, f"before {to_rfc3339(train_before_us)}"), (tests, f"from {to_rfc3339(at_us)} on")):
         if not chosen.any():
             span = (
                 f"are from {to_rfc3339(int(times.min()))} to {to_rfc3339(int(times.max()))}"

@@ -338,6 +338,8 @@ def test_a_split_leaves_an_embargo_between_its_parts(workspace: Workspace) -> No
     with pytest.raises(InputError, match="No row of the set is before 2024-01-30T18:00:00") as told:
         training.split(date(2024, 1, 31))
     assert "from 2024-01-31T00:00:00" in str(told.value)
+    with pytest.raises(InputError, match="No row of the set is before 0001-01-01T00:00:00"):
+        training.split(at, embargo=timedelta.max)
     with pytest.raises(InputError, match="No row of the set is from"):
         training.split("2024-02-02")
     with pytest.raises(InputError, match="is a number"):

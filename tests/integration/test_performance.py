@@ -73,6 +73,9 @@ def test_figures_are_those_of_plain_loops(seed: int) -> None:
     assert told["mean_absolute_error"] == pytest.approx(sum(map(abs, errors)) / count)
     assert told["root_mean_square_error"] == pytest.approx(math.sqrt(sum(error**2 for error in errors) / count))
     assert told["bias"] == pytest.approx(sum(errors) / count)
+    assert numbers(np.array([3e200, 4e200]), np.zeros(2))["root_mean_square_error"] == pytest.approx(
+        math.sqrt(12.5) * 1e200
+    )
     one, other = (np.array([dice.choice("ab") for _ in range(count)], object) for _ in range(2))
     right = sum(a == b for a, b in zip(one, other, strict=True))
     assert classes(one, other) == {"accuracy": pytest.approx(right / count)}
@@ -152,6 +155,12 @@ def test_yes_and_no_and_classes(project: Project, clock: ManualClock) -> None:
     assert "bias" in as_number.figures  # 1.5 is no score: numbers
     (forced,) = judged(project, clock, "outcomes:flag", prediction="late", task="yes/no").models
     assert forced.figures == model.figures
+    whole = [(score, is_late) for score, is_late in zip(scores, late, strict=True) if score in (0, 1)]
+    assert whole
+    for feature in ("outcomes:flag", "outcomes:late"):  # a share of a class is none, neither 0 nor 1
+        (as_class,) = judged(project, clock, feature, prediction="late", task="classes").models
+        assert (as_class.rows, as_class.unusable) == (len(whole), 60 - len(whole))
+        assert as_class.figures == {"accuracy": sum(score == is_late for score, is_late in whole) / len(whole)}
     (of_flags,) = judged(project, clock, "outcomes:flag", prediction="yes").models
     right = sum((score >= 0.5) == is_late for score, is_late in zip(scores, late, strict=True)) / 60
     assert of_flags.figures["accuracy"] == pytest.approx(right)

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from featurestore.quality.drift import (
     of_like_days,
     population_stability,
 )
+from featurestore.quality.monitoring import is_below
 from featurestore.quality.observed import DAY_US, Kind, Observed, ObservedFeature, numbered
 from featurestore.types import Bool, Float64, Int64, String, Timestamp, ValueType
 from featurestore.types.arrow import arrow_type
@@ -315,3 +317,10 @@ def test_entities_of_several_keys_are_numbered_together() -> None:
     for i, left in enumerate(pairs):
         for j, right in enumerate(pairs):
             assert (numbers[i] == numbers[j]) == (left == right)
+
+
+@pytest.mark.parametrize("share", ["0.9", "0.8", "0.95", "0.99", "0.7", "0.999", "1.0"])
+def test_a_share_is_compared_as_it_is_written(share: str) -> None:
+    for whole in (10, 20, 100, 1_000, 999):
+        for part in range(whole + 1):
+            assert is_below(part, whole, float(share)) is (Decimal(part) < Decimal(share) * whole)
