@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
 from featurestore.cli.numbers import PLAIN_NUMBER, number, whole_number
+from featurestore.cli.output import confirmed
 from featurestore.definitions import FeatureSelection
 from featurestore.errors import ValueTypeError, did_you_mean
 from featurestore.store import FeatureStore
@@ -50,6 +52,16 @@ def entity_rows(entities: tuple[str, ...], types: dict[str, ValueType]) -> dict[
         counts = ", ".join(f"{name}: {len(values)}" for name, values in rows.items())
         raise click.UsageError(f"Every --entity key needs equally many values, not {counts}.")
     return rows
+
+
+def confirm_parts(given: Iterable[str], parts: Sequence[str], rows: int, predictions: int = 0) -> None:
+    """Ask before rows of all that have part of a key are forgotten; raises UsageError where nobody can be asked."""
+    beside = f" and {predictions:,} of predictions" if predictions else ""
+    question = (
+        f"{', '.join(given)} is only part of the key of {', '.join(parts)}: {rows:,} rows{beside} of all that have it "
+        "go. Forget them?"
+    )
+    confirmed(question, f"{question} There is no terminal to ask on: pass --yes, or the other keys.")
 
 
 _BOOLEANS = {"true": True, "false": False}

@@ -153,7 +153,9 @@ class Forgotten:
     """Files that were written again without them, or deleted."""
 
 
-def forget(workspace: Workspace, entity: Mapping[str, Any], views: Sequence[str] | None = None) -> Forgotten:
+def forget(
+    workspace: Workspace, entity: Mapping[str, Any], views: Sequence[str] | None = None, *, dry_run: bool = False
+) -> Forgotten:
     """Remove the values of an entity's rows from quarantines, held or not. See `FeatureStore.forget_quarantined`."""
     workspace.known_snapshot()
     tables = tables_of(workspace.offline, workspace.project)
@@ -166,9 +168,17 @@ def forget(workspace: Workspace, entity: Mapping[str, Any], views: Sequence[str]
     rows = files = 0
     for table in tables:
         if views is None or table.view in views:
-            done = _forget_in(workspace, table, entity)
+            done = (_counted_in if dry_run else _forget_in)(workspace, table, entity)
             rows, files = rows + done.rows, files + done.files
     return Forgotten(rows, files)
+
+
+def _counted_in(workspace: Workspace, table: TableId, entity: Mapping[str, Any]) -> Forgotten:
+    """Count what `_forget_in` would remove."""
+    reader = reader_of(workspace.offline, table)
+    held = [each for each in files_of(reader) if each.state == "held"]
+    parts = [part for each in held if (part := without_entity(reader, table, each, entity)) is not None]
+    return Forgotten(sum(part.gone.num_rows for part in parts), len(parts))
 
 
 def _forget_in(workspace: Workspace, table: TableId, entity: Mapping[str, Any]) -> Forgotten:

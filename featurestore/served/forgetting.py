@@ -80,15 +80,24 @@ def forget(
     return Forgotten(found.rows, found.files, found.predictions, tuple(found.problems))
 
 
-def is_part_of_a_key(workspace: Readers, entity: Mapping[str, Any]) -> bool:
-    """Tell whether an entity may be many: a key of it is not the whole key of something that is declared."""
+def only_part_of(workspace: Readers, entity: Mapping[str, Any]) -> list[str]:
+    """Return what an entity's keys are only a part of the key of, in words: rows of many have them. Empty: of nothing.
+
+    ``origin`` may be all of an airport's key and part of a route's. What nothing declares is named, too.
+    """
     snapshot = workspace.snapshot()
-    wholes = [{*each.join_keys} for each in snapshot.list(Entity.kind) if isinstance(each, Entity)]
+    wholes = {each.name: [*each.join_keys] for each in snapshot.list(Entity.kind) if isinstance(each, Entity)}
+    keys = {f"{name} ({', '.join(columns)})": {*columns} for name, columns in wholes.items()}
     for name in snapshot.services:
         request = resolve(snapshot, snapshot.get(FeatureService, name), full_feature_names=True)
-        wholes += [{column for _, column in read.key_columns} for read in request.reads]
-    covered = set[str]().union(*(whole for whole in wholes if whole <= entity.keys()))
-    return not entity.keys() <= covered
+        for asked in request.reads:
+            columns = dict(asked.key_columns)
+            for each in asked.view.entities:
+                own = [columns[key] for key in each.join_keys]
+                keys[f"{each.name} ({', '.join(own)})"] = {*own}
+    parts = [what for what, whole in keys.items() if whole & entity.keys() and not whole <= entity.keys()]
+    unknown = entity.keys() - set[str]().union(*keys.values())
+    return [*sorted(parts), *(f"what nothing declares ({name})" for name in sorted(unknown))]
 
 
 def _check(workspace: Workspace, services: Sequence[str], entity: Mapping[str, Any]) -> None:

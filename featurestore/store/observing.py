@@ -91,15 +91,18 @@ class Observing:
 
         return drop(self.workspace, _name_of(view), Choice.given(run, rows, all), reason, generation)
 
-    def forget_quarantined(self, entity: Mapping[str, Any], views: str | Sequence[str] | None = None) -> ForgottenRows:
+    def forget_quarantined(
+        self, entity: Mapping[str, Any], views: str | Sequence[str] | None = None, *, dry_run: bool = False
+    ) -> ForgottenRows:
         """Remove the values of an entity's rows from what is set aside, of all views or of some, in every generation.
 
-        ``entity`` gives join keys. Rows that were held are dropped, and no run brings them again: their ids are kept.
+        ``entity`` gives join keys; with part of a key the rows of all entities that have it go. Rows that were held are
+        dropped, and no run brings them again: their ids are kept. With ``dry_run`` they are only counted.
         Raises InputError for a key of another type, NotFoundError, and MaterializationError while a release goes on.
         """
         from featurestore.materialization.deciding import forget
 
-        return forget(self.workspace, entity, [views] if isinstance(views, str) else views)
+        return forget(self.workspace, entity, [views] if isinstance(views, str) else views, dry_run=dry_run)
 
     def read_served(
         self, service: str | FeatureService, start: Instant | None = None, end: Instant | None = None

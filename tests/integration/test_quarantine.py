@@ -524,6 +524,7 @@ def test_the_rows_of_an_entity_are_forgotten(world: World, capsys: pytest.Captur
         world.store.forget_quarantined({"driver_id": 2}, "ratngs")
     fs = CommandLine(world.root, capsys)
     assert "0 rows are forgotten" in fs("quarantine", "forget", "--entity", "driver_id=99")
+    assert fs.json("quarantine", "forget", "--entity", "driver_id=2", "--dry-run")["rows"] == 2
     assert "2 rows are forgotten, in 2 files." in fs("quarantine", "forget", "--entity", "driver_id=2")
     folder = world.root / "data/offline/taxi/_quarantine.ratings.1"
     held = [pq.read_table(path)["driver_id"].to_pylist() for path in sorted(folder.glob("held.*"))]

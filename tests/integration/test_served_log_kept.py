@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.clock import ManualClock
 from support.command_line import CommandLine
@@ -19,7 +21,7 @@ from featurestore.errors import DiskFullError, InputError, OfflineStoreError
 from featurestore.ledger import leases
 from featurestore.offline.local.blobs import FolderBlobs
 from featurestore.served import files
-from featurestore.served.forgetting import forget
+from featurestore.served.forgetting import forget, only_part_of
 from featurestore.served.hashing import LogKeys
 from featurestore.served.joined import joined
 from featurestore.served.keep import kept_logs, read_served
@@ -303,6 +305,38 @@ def test_an_entity_that_nothing_declares_any_more_is_forgotten(
     assert "2 rows are forgotten, in 2 files" in fs("served", "forget", "--entity", "customer_id=22", "--yes")
 
 
+def test_what_is_only_part_of_a_key_is_told_also_where_it_is_another_whole_key(tmp_path: Path) -> None:
+    (tmp_path / "feature_store.yaml").write_text("project: taxi\n")
+    (tmp_path / "features.py").write_text(
+        "from featurestore import *\nfrom featurestore.types import Float64, String\n"
+        "airport = Entity('airport', join_keys={'origin': String})\n"
+        "route = Entity('route', join_keys={'origin': String, 'dest': String})\n"
+        "person = Entity('person', join_keys={'person_id': String})\n"
+        "trips = ParquetSource('trips', 'trips.parquet', 'at')\n"
+        "of_two = FeatureView('of_two', entities=[airport, person], source=trips, schema=[Field('a', Float64)])\n"
+        "of_route = FeatureView('of_route', entities=[route], source=trips, schema=[Field('b', Float64)])\n"
+        "renamed = of_route.with_join_keys({'origin': 'home', 'dest': 'far'})\n"
+        "service = FeatureService('service', features=[of_two, renamed])\n"
+    )
+    columns = {key: ["x"] for key in ("origin", "dest", "person_id")} | {"a": [1.0], "b": [1.0]}
+    rows = pa.table({**columns, "at": pa.array([0], pa.timestamp("us", "UTC"))})
+    pq.write_table(rows, tmp_path / "trips.parquet")
+    with FeatureStore(tmp_path) as store:
+        store.apply()
+        route, renamed = "route (origin, dest)", "route (home, far)"
+        for given, told in (
+            ("origin", [route]),
+            ("dest", [route]),
+            ("origin dest", []),
+            ("person_id", []),
+            ("person_id origin", [route]),
+            ("home", [renamed]),
+            ("home far", []),
+            ("gone", ["what nothing declares (gone)"]),
+        ):
+            assert only_part_of(store.workspace, dict.fromkeys(given.split(), "x")) == told, given
+
+
 def test_part_of_a_key_is_asked_about(project: Project, clock: ManualClock, capsys: pytest.CaptureFixture[str]) -> None:
     from support.served import ask
     from support.serving import serving_here
@@ -311,8 +345,10 @@ def test_part_of_a_key_is_asked_about(project: Project, clock: ManualClock, caps
         entities = {"customer_id": [1, 2, 3], "origin": ["JFK", "JFK", "BOS"], "dest": ["LAX", "SFO", "LAX"]}
         ask(client, "logged", entities, "r", request_data={"amount": [1.0, 2.0, 3.0]})
     fs = CommandLine(project.root, capsys)
-    fs("served", "forget", "--entity", "origin=JFK", expect=2)
-    assert "pass --yes" in fs.err
+    for command in (["served"], ["quarantine"]):
+        fs(*command, "forget", "--entity", "origin=JFK", expect=2)
+        assert "origin is only part of the key of route (origin, dest):" in " ".join(fs.err.split())
+        assert "pass --yes" in fs.err
     assert fs.json("served", "forget", "--entity", "origin=JFK", "--dry-run")["rows"] == 2
     assert fs.json("served", "forget", "--entity", "origin=JFK", "--entity", "dest=LAX")["rows"] == 1
     assert fs.json("served", "forget", "--entity", "origin=JFK", "--yes")["rows"] == 1

@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from featurestore.cli.entities import declared_types, entity_option, entity_rows
+from featurestore.cli.entities import confirm_parts, declared_types, entity_option, entity_rows
 from featurestore.cli.output import Output, jsonable, repo_command
 from featurestore.cli.shared import shared_options
 from featurestore.definitions import FeatureView
 from featurestore.ledger.runs import heads_of
-from featurestore.materialization.deciding import Choice, drop, forget, release
+from featurestore.materialization.deciding import Choice, drop, release
 from featurestore.quarantine.listing import HeldRun, decisions, held_runs, held_table, quarantine_of, shown_columns
+from featurestore.served.forgetting import only_part_of
 from featurestore.statistics.columns import PERSONAL, is_personal
 from featurestore.store import FeatureStore
 from featurestore.types.times import to_short_rfc3339
@@ -188,17 +189,24 @@ def drop_rows(
 @command.command("forget")
 @entity_option
 @click.option("--view", "views", multiple=True, help="Only of these views; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Show how many rows would go; remove nothing.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask where only part of a key is given.")
 @repo_command
-def forget_entity(store: FeatureStore, output: Output, entities: tuple[str, ...], views: tuple[str, ...]) -> None:
+def forget_entity(
+    store: FeatureStore, output: Output, entities: tuple[str, ...], views: tuple[str, ...], dry_run: bool, yes: bool
+) -> None:
     """Remove the values of entities' rows from what is set aside, released and dropped rows included.
 
-    --entity carrier=UA --entity carrier=AA forgets two; different keys make one entity together. Rows that were held
-    are dropped: no run takes them again.
+    --entity carrier=UA --entity carrier=AA forgets two; different keys make one entity together. Where they are only
+    part of a key, the rows of all entities that have them go: then it asks. Rows that were held are dropped: no run
+    takes them again.
     """
     given = entity_rows(entities, declared_types(store))
-    rows = files = 0
-    for row in range(len(next(iter(given.values())))):
-        done = forget(store.workspace, {name: values[row] for name, values in given.items()}, list(views) or None)
-        rows, files = rows + done.rows, files + done.files
-    output.emit({"rows": rows, "files": files})
-    output.say(f"{rows:,} rows are forgotten, in {files:,} files.")
+    chosen = [{name: values[row] for name, values in given.items()} for row in range(len(next(iter(given.values()))))]
+    named = list(views) or None
+    if not (dry_run or yes) and (parts := only_part_of(store.workspace, chosen[0])):
+        confirm_parts(given, parts, sum(store.forget_quarantined(each, named, dry_run=True).rows for each in chosen))
+    done = [store.forget_quarantined(each, named, dry_run=dry_run) for each in chosen]
+    rows, files = sum(each.rows for each in done), sum(each.files for each in done)
+    output.emit({"rows": rows, "files": files, "dry_run": dry_run})
+    output.say(f"{rows:,} rows {'would be' if dry_run else 'are'} forgotten, in {files:,} files.")

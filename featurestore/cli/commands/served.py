@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from featurestore.cli.entities import entity_option, entity_rows
+from featurestore.cli.entities import confirm_parts, entity_option, entity_rows
 from featurestore.cli.exits import EXIT_FAILED
 from featurestore.cli.instants import Moment, instant
-from featurestore.cli.output import Output, confirmed, repo_command
+from featurestore.cli.output import Output, repo_command
 from featurestore.cli.shared import shared_options
-from featurestore.served.forgetting import is_part_of_a_key
+from featurestore.served.forgetting import only_part_of
 from featurestore.served.keep import KeptLog, kept_logs
 from featurestore.store import FeatureStore
 from featurestore.training.outputs import check_output, write_rows
@@ -105,18 +105,16 @@ def forget(
 ) -> Any:
     """Remove the rows of entities from what was served, and what models predicted for them.
 
-    --entity carrier=UA --entity carrier=AA forgets two; different keys make one entity together. With part of a key the
-    rows of all entities that have it go: then it asks. Exits with 1 when files had to stay, and names them.
+    --entity carrier=UA --entity carrier=AA forgets two; different keys make one entity together. Where they are only
+    part of a key, the rows of all entities that have them go: then it asks. Exits with 1 when files had to stay,
+    and names them.
     """
     given = entity_rows(entities, {})  # files say which types keys had: no definition may know them any more
     chosen = [{name: values[row] for name, values in given.items()} for row in range(len(next(iter(given.values()))))]
     named = list(services) or None
-    if not (dry_run or yes) and is_part_of_a_key(store.workspace, chosen[0]):
-        rows = sum(store.forget_served(each, named, dry_run=True).rows for each in chosen)
-        question = (
-            f"{', '.join(given)} is only part of a key: {rows:,} rows of all entities that have it go. Forget them?"
-        )
-        confirmed(question, "There is no terminal to ask on: pass --yes, or the other keys of the entity.")
+    if not (dry_run or yes) and (parts := only_part_of(store.workspace, chosen[0])):
+        going = [store.forget_served(each, named, dry_run=True) for each in chosen]
+        confirm_parts(given, parts, sum(each.rows for each in going), sum(each.predictions for each in going))
     done = [store.forget_served(each, named, dry_run=dry_run) for each in chosen]
     rows, files, predictions = (sum(getattr(each, name) for each in done) for name in ("rows", "files", "predictions"))
     problems = list(dict.fromkeys(problem for each in done for problem in each.problems))
