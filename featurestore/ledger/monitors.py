@@ -47,7 +47,7 @@ def _whole(document: MonitorDocument, name: str) -> MonitorDocument:
         raise ValueError("it is of another monitor")
     if not all(_ID.fullmatch(alarm.id) for alarm in document.alarms):
         raise ValueError("the id of an alarm is none")
-    parts: tuple[Any, ...] = (document, *document.alarms)
+    parts: tuple[Any, ...] = (document, *document.alarms, *document.features)
     for part in parts:
         for field in (each.name for each in fields(part)):
             if field.endswith("_us") and not MIN_INSTANT <= getattr(part, field) <= MAX_INSTANT:

@@ -38,6 +38,8 @@ MOST_CANDIDATES = 20
 FOUR_WEEKS_US, WEEK_US = 28 * DAY_US, 7 * DAY_US
 STALE_SHARE = 0.05
 """The share of the baseline's records that are older than the age from which a record counts as stale."""
+STATIC_SHARE = 0.5
+"""Where more of the records were there before the baseline began, their age is not judged."""
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 """An odd number that spreads numbers over 64 bits."""
 
@@ -143,15 +145,32 @@ def compared_ages(baseline: Observed, now: Observed, view: str, bounds: Drift) -
     """Compare how old the records of a view were; None where one side does not say it, or that is not asked for."""
     if view not in baseline.ages_us or view not in now.ages_us or bounds.stale is None:
         return None
-    before, after = (ages[~np.isnan(ages)] for ages in (baseline.ages_us[view], now.ages_us[view]))
+    known = [~np.isnan(each.ages_us[view]) for each in (baseline, now)]
+    before, after = (each.ages_us[view][some] for each, some in zip((baseline, now), known, strict=True))
     figures = FeatureDrift(view, len(after), 0, len(before), 0)
-    for what, ages in ((baseline.what, before), (now.what, after)):
-        if len(ages) < bounds.rows:
-            return _with(figures, (), f"{what} has {len(ages):,} records, and {bounds.rows:,} are needed")
+    if told := _few_records(baseline, now, before, after, bounds):
+        return _with(figures, (), told)
+    # A record that was there before the baseline began and that nobody renewed since says nothing of a source: it only
+    # grows older, as all of a table that never changes.
+    events = [each.at_us[some] - ages for each, some, ages in zip((baseline, now), known, (before, after), strict=True)]
+    old = events[1] < baseline.at_us.min()
+    if old.mean() > STATIC_SHARE:
+        told = f"{_percent(float(old.mean()))} of its records are older than {baseline.what}: nobody renews them"
+        return _with(figures, (), told)
+    before, after = before[~np.isin(events[0], events[1][old])], after[~old]
+    if told := _few_records(baseline, now, before, after, bounds):
+        return _with(figures, (), f"{told}, besides those that nobody renews")
     limit_us = float(np.quantile(before, 1 - STALE_SHARE, method="higher"))
     share, was = float((after > limit_us).mean()), float((before > limit_us).mean())
     told = f"{_percent(share)} of the records are older than {_age(limit_us)}, before {_percent(was)}"
     return _with(figures, (Line("stale", share, bounds.stale, told),), "")
+
+
+def _few_records(baseline: Observed, now: Observed, before: Floats, after: Floats, bounds: Drift) -> str:
+    for what, ages in ((baseline.what, before), (now.what, after)):
+        if len(ages) < bounds.rows:
+            return f"{what} has {len(ages):,} records, and {bounds.rows:,} are needed"
+    return ""
 
 
 def population_stability(before: Floats, after: Floats) -> float:
@@ -353,4 +372,4 @@ def _percent(share: float) -> str:
 def _age(age_us: float) -> str:
     from featurestore.types.times import duration_text
 
-    return duration_text(int(age_us))
+    return duration_text(int(age_us) // 1_000_000 * 1_000_000)

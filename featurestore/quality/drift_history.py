@@ -22,7 +22,7 @@ from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.served.hashing import keys_of
 from featurestore.statistics.bins import BinCounts, count_in
 from featurestore.statistics.sets import hashed
-from featurestore.types.times import to_short_rfc3339
+from featurestore.types.times import to_second
 from featurestore.workspace import Readers
 
 RUNS = 60
@@ -57,7 +57,7 @@ def of_runs(
         return
     before, first = runs[begun - 1][0], runs[begun][0]
     yield DriftCause(
-        "run", f"it began with run {first.run_id} at {to_short_rfc3339(first.made_us)}{_files(before, first)}", OF_RUN
+        "run", f"it began with run {first.run_id} at {to_second(first.made_us)}{_files(before, first)}", OF_RUN
     )
     changed = _changed(workspace, registered.view.name, before.revision, first.revision)
     if changed:

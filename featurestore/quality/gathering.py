@@ -34,7 +34,7 @@ from featurestore.statistics.sets import SALT, TIMES, SetColumn, statistics_of_s
 from featurestore.training.profiling import columns_of, read_sample
 from featurestore.types.arrow import arrow_type, one_array
 from featurestore.types.columns import EVENT as EVENT_TS
-from featurestore.types.times import to_short_rfc3339
+from featurestore.types.times import to_second
 from featurestore.workspace import Readers
 
 if TYPE_CHECKING:
@@ -231,4 +231,4 @@ def _of_set(columns: Iterable[ColumnStatistics], wanted: SetColumn, output: Outp
 
 
 def _what(of: str, start_us: int, end_us: int) -> str:
-    return f"{of} from {to_short_rfc3339(start_us)} to {to_short_rfc3339(end_us)}"
+    return f"{of} from {to_second(start_us)} to {to_second(end_us)}"

@@ -12,7 +12,7 @@ import msgspec
 from featurestore_registry.documents import COMPARED, MonitorDocument, WatchedFeature
 
 from featurestore.tables import html_table, visible
-from featurestore.types.times import duration_text, to_short_rfc3339
+from featurestore.types.times import duration_text, to_second, to_short_rfc3339
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +25,8 @@ STATES = {
     "not judged": "not judged",
 }
 """The states in words."""
+MOST_NAMED = 3
+"""So many features that are not judged for one reason are named."""
 _ORDER = ("alarm", "watch", "ok", "not judged")
 
 
@@ -81,14 +83,24 @@ class MonitorResult:
     def title(self) -> str:
         """Return what was compared with what, in words."""
         it = self.document
-        span = f"{to_short_rfc3339(it.start_us)} to {to_short_rfc3339(it.until_us)}"
+        span = f"{to_second(it.start_us)} to {to_second(it.until_us)}"
         window = duration_text(it.until_us - it.start_us)
         return f"{it.monitor}: {it.state}. {it.rows:,} rows from {span} ({window}) beside {it.baseline}"
 
     def cells(self) -> Iterator[tuple[str, ...]]:
-        """Yield the texts of each feature's line, in the order of `HEADS`; what needs looking at comes first."""
+        """Yield the texts of each feature's line, in the order of `HEADS`; what needs looking at comes first.
+
+        Features that are not judged for the same reason share a line.
+        """
+        alike: dict[tuple[str, ...], list[tuple[str, str]]] = {}
         for each in sorted(self.document.features, key=lambda each: _ORDER.index(each.state)):
-            yield each.name, each.state, f"{each.rows:,}", f"{each.entities:,}" if each.entities else "", _told(each)
+            sizes = f"{each.rows:,}", f"{each.entities:,}" if each.entities else ""
+            told = _told(each)
+            reason = told.replace(f'"{each.name}"', "") if each.state == "not judged" else f"{each.name}: {told}"
+            alike.setdefault((each.state, *sizes, reason), []).append((each.name, told))
+        for (*cells, _), found in alike.items():
+            more = f" and {len(found) - MOST_NAMED:,} more" if len(found) > MOST_NAMED else ""
+            yield f"{', '.join(name for name, _ in found[:MOST_NAMED])}{more}", *cells, found[0][1]
 
     def notes(self) -> Iterator[str]:
         """Yield what the table does not say."""
@@ -96,7 +108,7 @@ class MonitorResult:
         for alarm in it.alarms:
             shown = any(each.name == alarm.feature and any(line.exceeds for line in each.lines) for each in it.features)
             told = "" if shown else f": {alarm.told}"  # the table says it
-            yield f"alarm {alarm.id} since {to_short_rfc3339(alarm.opened_us)}: {alarm.feature}{told}"
+            yield f"alarm {alarm.id} since {to_second(alarm.opened_us)}: {alarm.feature}{told}"
         for each in it.features:
             for cause in each.causes:
                 yield f"{each.name}: {cause.told}"
@@ -128,7 +140,7 @@ def page(results: Sequence[MonitorResult]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["seen"] = visible
     return environment.from_string(template).render(
-        results=results, order=_ORDER, states=STATES, lines=COMPARED, instant=to_short_rfc3339, served_in=served_in
+        results=results, order=_ORDER, states=STATES, lines=COMPARED, instant=to_second, served_in=served_in
     )
 
 
@@ -164,7 +176,7 @@ def served_in(feature: WatchedFeature) -> str:
     """Return when what is told of a model was served, empty for all else."""
     if not feature.start_us:
         return ""
-    return f"served {to_short_rfc3339(feature.start_us)} to {to_short_rfc3339(feature.until_us)}"
+    return f"served {to_second(feature.start_us)} to {to_second(feature.until_us)}"
 
 
 def _told(feature: WatchedFeature) -> str:

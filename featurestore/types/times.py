@@ -104,6 +104,11 @@ def to_short_rfc3339(instant: int) -> str:
     return to_rfc3339(instant).replace(".000000Z", "Z")
 
 
+def to_second(instant: int) -> str:
+    """Return the instant as RFC 3339 text to the second, for people; parts of one are cut off."""
+    return to_short_rfc3339(instant // 1_000_000 * 1_000_000)
+
+
 def to_datetimes(instants: Sequence[int | None]) -> list[datetime | None]:
     """Return `to_datetime` of many instants in half the time; None stays None."""
     import numpy as np

@@ -268,6 +268,11 @@ def test_nulls_are_told_by_the_segment_and_the_run_that_brought_them(world: Worl
         entry = store.workspace.ledger.latest("taxi", "monitor", "by_set")
     assert entry is not None
     assert "city = Ulm" in str(entry.document["features"])
+    for _ in range(2):  # what comes after the window is none of its causes, however much more it changes
+        world.day(rating=lambda column: np.full(len(column), np.nan).tolist())
+    with world.store() as store:
+        again = store.monitor("by_set", to_datetime(moved.document.until_us))
+    assert again["rating"].causes == moved["rating"].causes
 
 
 def test_the_command_says_it_with_its_exit_code_and_as_page_and_metrics(

@@ -51,6 +51,7 @@ def observed(
 
 
 def lines(drift: FeatureDrift) -> dict[str, float]:
+    assert {type(number) for line in drift.lines for number in (line.value, line.bound)} <= {float}, "not as JSON"
     return {line.name: line.value for line in drift.lines}
 
 
@@ -278,22 +279,57 @@ def test_the_same_days_of_the_week_are_compared_where_the_baseline_has_four_week
 def test_records_that_are_older_than_nearly_all_were_are_stale() -> None:
     random = np.random.default_rng(9)
 
-    def aged(ages_us: Any) -> Observed:
-        made = observed(normal(len(ages_us), 1))
-        return Observed("served", "rows", made.at_us, made.features, made.entities, {"stats": ages_us.astype(float)})
-
-    base = aged(random.uniform(0, 24 * HOUR_US, 1_000))
-    fine = compared_ages(base, aged(random.uniform(0, 24 * HOUR_US, 1_000)), "stats", Drift())
-    late = compared_ages(base, aged(random.uniform(24 * HOUR_US, 48 * HOUR_US, 1_000)), "stats", Drift())
+    base = aged(0, random.uniform(0, 24 * HOUR_US, 1_000))
+    fine = compared_ages(base, aged(7, random.uniform(0, 24 * HOUR_US, 1_000)), "stats", Drift())
+    late = compared_ages(base, aged(7, random.uniform(24 * HOUR_US, 48 * HOUR_US, 1_000)), "stats", Drift())
     assert fine is not None
     assert not fine.exceeding
     assert late is not None
     assert [line.name for line in late.exceeding] == ["stale"]
-    assert "100.0 % of the records are older than" in late.lines[0].told
+    assert re.search(r"100.0 % of the records are older than \d\d:\d\d:\d\d, before", late.lines[0].told)
     assert compared_ages(base, observed([]), "stats", Drift()) is None
-    few = compared_ages(base, aged(random.uniform(0, HOUR_US, 10)), "stats", Drift())
+    few = compared_ages(base, aged(7, random.uniform(0, HOUR_US, 10)), "stats", Drift())
     assert few is not None
-    assert few.not_judged
+    assert few.not_judged == "rows has 10 records, and 500 are needed"
+
+
+def aged(day: int, ages_us: Any) -> Observed:
+    """Return rows of seven days, or of one from day 7 on, with records so old."""
+    days = 7 if day == 0 else 1
+    at_us = (day + np.linspace(0, days, len(ages_us), endpoint=False)) * DAY_US
+    made = observed(normal(len(ages_us), 1), at_us=at_us)
+    ages = np.asarray(ages_us, float).round()
+    return Observed("served", "rows", made.at_us, made.features, made.entities, {"stats": ages})
+
+
+def test_a_table_that_never_changes_is_not_stale_and_a_source_that_stopped_is() -> None:
+    """Rows are served all the time; records of drivers are renewed each hour until the source stops on day 7."""
+
+    def ages(day: int, *, stopped: bool, still: float) -> Any:
+        rows = 4_000
+        at_us = aged(day, np.zeros(rows)).at_us
+        newest = at_us // HOUR_US * HOUR_US
+        renewed = at_us - (np.minimum(newest, 7 * DAY_US) if stopped else newest)
+        age = at_us + 300 * DAY_US  # of a record of long ago
+        return np.where(np.arange(rows) % 100 < still * 100, age, renewed)
+
+    for still in (0.0, 0.3, 0.45, 0.6, 1.0):
+        for stopped in (False, True):
+            base = aged(0, ages(0, stopped=False, still=still))
+            now = aged(8, ages(8, stopped=stopped, still=still))
+            found = compared_ages(base, now, "stats", Drift())
+            assert found is not None
+            if still > 0.5:
+                assert not found.lines
+                assert f"{still:.1%}".replace("%", " %") + " of its records are older than rows" in found.not_judged
+            else:
+                assert bool(found.exceeding) == stopped, (still, stopped, found)
+    # Between two runs that are further apart than the baseline is long nothing can be said.
+    monthly = compared_ages(
+        aged(0, np.linspace(1, 8, 1_000) * DAY_US), aged(7, np.full(1_000, 9 * DAY_US)), "stats", Drift()
+    )
+    assert monthly is not None
+    assert not monthly.lines
 
 
 def test_bars_of_numbers_are_in_their_order() -> None:

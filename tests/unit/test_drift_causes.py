@@ -56,7 +56,9 @@ def named(feature: str, change: Callable[[pd.DataFrame], Any]) -> tuple[DriftCau
     assert drift.exceeding, "nothing drifted"
     found = change_of(*sides, feature, {line.name for line in drift.exceeding})
     assert found is not None
-    return strongest(causes_of(columns_of(*sides), found))
+    causes = strongest(causes_of(columns_of(*sides), found))
+    assert {type(each.weight) for each in causes} <= {float}, "not as JSON"
+    return causes
 
 
 def times(factor: float, feature: str, **where: str) -> Callable[[pd.DataFrame], None]:
