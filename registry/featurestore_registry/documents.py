@@ -141,6 +141,11 @@ class QuarantineDocument:
     """How many of them fail each rule: ``field: rule``. A row may fail several."""
     files: str = ""
     """A hash of the names of the files from which this was counted."""
+    lost: int = 0
+    """Rows that were held, and that no file has any more though nobody decided about them."""
+    first_us: int | None = None
+    """The event times of what is held or lost, both included; None where nothing is."""
+    last_us: int | None = None
 
 
 Scalar = bool | int | float | str | None
