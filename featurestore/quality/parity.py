@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 HEADS = ("feature", "rows", "as then", "as now", "mean error", "greatest")
+SHOWN_ENTITIES, MOST_SHOWN = 3, 100
+"""So many entities are told in words, and so many characters of each; `Parity.to_dict` has more."""
+_HASH = re.compile("([0-9a-f]{12})[0-9a-f]{12,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +138,9 @@ class Parity:
         if self.other_secret:
             told = _rows(self.other_secret, "is", "are")
             yield f"{told} not compared: the join keys are hashed with another secret than the settings have"
-        if self.entities:
-            yield f"most differences: {', '.join(f'{visible(name)} ({count:,})' for name, count in self.entities)}"
+        for name, count in self.entities[:SHOWN_ENTITIES]:
+            short = visible(_HASH.sub(r"\1…", name))[:MOST_SHOWN]
+            yield f"most differences: {short} ({count:,})"
 
     def __str__(self) -> str:
         rows = [HEADS, *self.cells()]
