@@ -139,7 +139,7 @@ def compared(baseline: Observed, now: Observed, feature: str, bounds: Drift) -> 
             bars = pair.bars()
     lines.sort(key=lambda line: list(COMPARED).index(line.name))
     far = [line.name for line in lines if line.exceeds]
-    if far and far[0] in _SHARES:  # the values are as they were
+    if far and {*far} <= {*_SHARES}:  # the values are as they were
         bars = _share_bars(before, after, far[0])
     return replace(_with(figures, tuple(lines), told), bars=bars)
 

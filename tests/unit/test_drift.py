@@ -177,6 +177,8 @@ def test_what_is_drawn_is_what_is_too_far() -> None:
     assert {name: shares for name, *shares in drift.bars} == {
         name: pytest.approx(two) for name, two in expected.items()
     }
+    both = compared(observed(before, String), observed([*after, *[None] * 400], String), "x", Drift())
+    assert (exceeding(both) >= {"nulls", "new_values"}, "new" in {name for name, *_ in both.bars}) == (True, True)
     values = normal(4_000, 6)
     nulls: list[float | None] = [None if n % 4 == 0 else value for n, value in enumerate(values)]
     drift = compared(observed(values), observed(nulls), "x", Drift())
