@@ -106,7 +106,8 @@ def note_held(
     blobs, key = reader_of(offline, table), generation_key(table.view, table.generation)
     files, known = files_of(blobs), _noted(ledger, table)
     names, lost = _hash(files), known.lost
-    is_over = any(start <= (known.first_us or 0) and (known.last_us or 0) < end for start, end in read_again)
+    first_us, last_us = known.span_us or (0, 0)
+    is_over = any(start <= first_us and last_us < end for start, end in read_again)
     if names == known.files and not (lost and is_over):
         return
     added = [file for file in files if file.state == "held" and file.id == run]
@@ -121,10 +122,9 @@ def note_held(
     rules = dict(Counter(before.rules) + Counter(counts_by_rule(held)))
     rows = before.held + sum(each.rows.num_rows for each in held)
     spans = [(each.file.first_us, each.file.last_us) for each in held]
-    if (before is known or lost) and known.first_us is not None and known.last_us is not None:
-        spans.append((known.first_us, known.last_us))
-    bounds = (min(first for first, _ in spans), max(last for _, last in spans)) if spans else (None, None)
-    made = QuarantineDocument(rows, rules, names, lost, *bounds)
+    spans += [known.span_us] if known.span_us is not None and (before is known or lost) else []
+    span_us = (min(first for first, _ in spans), max(last for _, last in spans)) if spans else None
+    made = QuarantineDocument(rows, rules, names, lost, span_us)
     ledger.append(table.project, QUARANTINE, key, msgspec.to_builtins(made))
 
 
@@ -140,8 +140,8 @@ def lost_held(ledger: LedgerReader, offline: OfflineReader, table: TableId) -> s
     if lost <= 0:
         return ""
     again = ""
-    if known.first_us is not None and known.last_us is not None:
-        span = f"{to_rfc3339(known.first_us)} {to_rfc3339(known.last_us + 1)}"
+    if known.span_us is not None:
+        span = f"{to_rfc3339(known.span_us[0])} {to_rfc3339(known.span_us[1] + 1)}"
         again = (
             f", or run `fs materialize {span} --view {table.view}`: it reads them from the source again, and sets "
             "aside those that still fail"
