@@ -137,7 +137,7 @@ class Learning(Observing):
     def features_for(self, model: str) -> ModelFeatures:
         """Return the features that a model of MLflow was trained with, to serve them to it.
 
-        ``model`` is ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN_ID``; its run had
+        ``model`` is ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/RUN_ID`` or a ``model_uri``; its run had
         `TrainingSet.log_to_mlflow`. MLflow is asked once, at this call, by its own settings (MLFLOW_TRACKING_URI), and
         the model itself is never loaded. Needs the extra ``mlflow``.
 
