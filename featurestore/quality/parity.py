@@ -9,6 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from featurestore.quality.causes import CAUSES
+from featurestore.served.keep import after_now_text
 from featurestore.tables import html_table, visible
 from featurestore.types.times import to_short_rfc3339
 
@@ -76,6 +77,8 @@ class Parity:
     """Values that differ from one of the two, explained or not."""
     not_explained: int = 0
     """Differences beyond the first 50,000: they are counted, and nobody looked for their causes."""
+    after_now: int = 0
+    """Served rows that lie after now and after the span: they are not compared."""
 
     @property
     def is_empty(self) -> bool:
@@ -103,6 +106,7 @@ class Parity:
             "not_known": dict(self.not_known),
             "other_secret": self.other_secret,
             "not_explained": self.not_explained,
+            "after_now": self.after_now,
             "unexplained": self.unexplained,
         }
 
@@ -119,8 +123,9 @@ class Parity:
 
     def title(self) -> str:
         """Return what was compared, in words."""
-        span = f"{to_short_rfc3339(self.start_us)} to {to_short_rfc3339(self.end_us)}"
-        return f"{self.service}: {self.rows:,} served rows from {span}"
+        end = to_short_rfc3339(self.end_us)
+        span = f"from {to_short_rfc3339(self.start_us)} to {end}" if self.start_us else f"up to {end}"
+        return f"{self.service}: {self.rows:,} served rows {span}"
 
     def notes(self) -> Iterator[str]:
         """Yield what the figures do not say."""
@@ -138,6 +143,8 @@ class Parity:
         if self.other_secret:
             told = _rows(self.other_secret, "is", "are")
             yield f"{told} not compared: the join keys are hashed with another secret than the settings have"
+        if self.after_now:
+            yield after_now_text(self.after_now)
         for name, count in self.entities[:SHOWN_ENTITIES]:
             short = visible(_HASH.sub(r"\1…", name))[:MOST_SHOWN]
             yield f"most differences: {short} ({count:,})"

@@ -87,8 +87,7 @@ class Learning(Observing):
         from featurestore.quality.labelling import label_served
 
         name = service if isinstance(service, str) else service.name
-        listed = [labels] if isinstance(labels, Label) else list(labels)
-        return label_served(self.workspace, name, listed, *self._span(start, end))
+        return label_served(self.workspace, name, labels, *self._span(start, end))
 
     def performance(
         self,

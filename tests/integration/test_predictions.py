@@ -8,7 +8,7 @@ import signal
 import tracemalloc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from support.serving import TOKEN, Project, error_of, serving, serving_here, sma
 from featurestore import FeatureStore
 from featurestore.client import FeatureClient
 from featurestore.client import predictions as client_memory
-from featurestore.errors import DamagedFileError, InputError, NotFoundError
+from featurestore.errors import DamagedFileError, InputError, IntervalError, NotFoundError
 from featurestore.served import files
 from featurestore.served.joining import join_predictions, read_predictions
 from featurestore.served.predictions import KeptFor, Prediction, checked
@@ -88,7 +88,9 @@ def test_predictions_stand_beside_what_was_served(project: Project, clock: Manua
         several = {
             "delay": np.array([1, 2.5, float("nan")]),
             "why": ["a", None, HOSTILE],
-            "is_late": [True, False, None],
+            "is_late": [np.bool_(True), False, None],
+            "odd": [float("inf"), np.float32("-inf"), np.int64(3)],
+            "seen": pd.Series([1, None, pd.NA], dtype="Int64"),
         }
         clock.now_us += 1_000_000
         assert client.log_prediction(first.request_id, several, model="delays-2") == 3
@@ -103,6 +105,8 @@ def test_predictions_stand_beside_what_was_served(project: Project, clock: Manua
     assert [row["prediction.delay"] for row in rows] == [1.0, 2.5, None, 0.5]
     assert [row["prediction.why"] for row in rows] == ["a", None, HOSTILE, None]
     assert [row["prediction.is_late"] for row in rows] == [True, False, None, None]
+    assert [row["prediction.odd"] for row in rows] == [None, None, 3.0, None]
+    assert [row["prediction.seen"] for row in rows] == [1.0, None, None, None]
     found = join_predictions(project.workspace(clock), "logged", 0, clock() + 1)
     assert not any(found.counts().values())
     beside = found.rows.select(["key.customer_id", "value.clicks", "prediction.delay", "model"]).to_pylist()
@@ -124,6 +128,27 @@ def test_the_last_of_one_row_and_model_counts_and_lonely_ones_are_counted(projec
     assert rows == [(0, "a", 5), (0, "b", 3), (1, "a", 6), (1, "b", 4)]
     early = join_predictions(project.workspace(clock), "logged", 0, clock() - 3)
     assert (early.rows.num_rows, early.without_served) == (0, 0)  # nothing was served by then
+
+
+def test_requests_of_one_id_are_counted(project: Project, clock: ManualClock) -> None:
+    """Each request brought the same id: the prediction stands beside the last, and the others are told."""
+    with serving_here(project.workspace(clock)) as client:
+        for request_id, customer in (("same", 1), ("same", 2), ("own", 3), ("same", 4), ("lone", 1), ("lone", 2)):
+            clock.now_us += 1
+            body = {"feature_service": "logged", "entities": {"customer_id": [customer]}}
+            assert client.post("/v1/online-features", json=body, headers={"x-request-id": request_id}).is_success
+        for request_id in ("same", "own"):
+            assert send(client, request_id=request_id).is_success
+    found = join_predictions(project.workspace(clock), "logged", 0, clock() + 1)
+    assert {name: count for name, count in found.counts().items() if count} == {"same_id": 2}
+    assert sorted(found.rows["key.customer_id"].to_pylist()) == [3, 4]
+    assert "2 served rows have the request id of a later one" in "".join(found.notes())
+    with FeatureStore(project.root, clock=clock) as store:
+        end, start = to_datetime(clock() - 1), to_datetime(clock())
+        for read in (store.read_served, store.read_predictions, store.join_predictions, store.parity):
+            for first, last in ((start, end), (start, start)):
+                with pytest.raises(IntervalError, match="is empty"):
+                    read("logged", first, last)
 
 
 def test_a_client_leaves_out_what_nobody_can_join(
@@ -161,8 +186,9 @@ def test_a_client_remembers_its_newest_requests(
             client.log_prediction(asked[1], {"delay": [1, 2]}, model="m")
         with pytest.raises(InputError, match="not equally long"):
             client.log_prediction(asked[1], {"delay": [1], "other": [1, 2]}, model="m")
-        with pytest.raises(InputError, match="infinite value, which JSON does not have"):
-            client.log_prediction(asked[1], {"delay": [float("inf")]}, model="m")
+        for odd in (datetime(2024, 1, 1), pd.Timestamp("2024-01-01"), np.datetime64("2024-01-01"), b"x", [1.0], {}):
+            with pytest.raises(InputError, match=r"A value of the prediction 'delay' is a \w+\."):
+                client.log_prediction(asked[1], {"delay": [odd]}, model="m")
         with pytest.raises(InputError, match="values is a list"):
             client.log_prediction(asked[1], [1.0], model="m")  # type: ignore[arg-type]
         with pytest.raises(NotFoundError, match="no feature service 'loged'") as told:
