@@ -255,15 +255,13 @@ def test_the_command_and_the_page_show_the_same(
 def test_values_of_another_kind_and_rows_after_now_are_told(project: Project, clock: ManualClock) -> None:
     """One client's texts, more of them than numbers, keep nobody from judging the numbers; a clock is ahead."""
     begin_us = clock()
-    with serving_here(project.workspace(clock)) as client:
+    with serving_here(project.workspace(clock)) as client, serving_here(project.workspace(clock)) as other:
         ask(client, "r", [1, 2])
         predict(client, "r", "m", {"delay": [1.0, 2.0]})
-    with serving_here(project.workspace(clock)) as client:  # another server, which knows no kinds yet
-        for number in range(3):
-            predict(client, "r", "odd", {"delay": [f"t{number}", "t"]})
-        predict(client, "r", "m", {"delay": ["t", "t"]})
-    clock.now_us = begin_us + 72 * HOUR_US
-    with serving_here(project.workspace(clock)) as client:
+        for number in range(3):  # the other server does not know of numbers
+            predict(other, "r", "odd", {"delay": [f"t{number}", "t"]})
+        predict(other, "r", "m", {"delay": ["t", "t"]})
+        clock.now_us = begin_us + 72 * HOUR_US
         ask(client, "ahead", [1, 2, 3])
         predict(client, "ahead", "m", {"delay": [1.0, 2.0, 3.0]})
     clock.now_us = begin_us + 10 * HOUR_US

@@ -351,7 +351,7 @@ def test_retention_merging_and_teardown_are_those_of_the_served_log(project: Pro
 def test_a_name_has_one_kind_of_value(project: Project, clock: ManualClock) -> None:
     """What a server knows it refuses; what two servers took is read, each kind in a column of its own, and counted."""
     odd = {"request_id": "b", "model": "odd", "values": {"p": ["x", "y"], "q": [True, True]}}
-    with clients(project, clock) as (client, plain):
+    with clients(project, clock) as (client, plain), serving_here(project.workspace(clock)) as other:
         for request_id in "ab":
             asked = {"feature_service": "logged", "entities": {"customer_id": [1, 2]}}
             assert plain.post("/v1/online-features", json=asked, headers={"x-request-id": request_id}).is_success
@@ -365,10 +365,9 @@ def test_a_name_has_one_kind_of_value(project: Project, clock: ManualClock) -> N
             in error_of(answer)["message"]
         )
         assert send(plain, **{**odd, "service": "seldom"}).is_success  # names are those of a service
-    assert len(files.files_of(project.workspace(clock).offline.blobs("shop", "predicted.logged"))) == 3
-    clock.now_us += 1
-    with serving_here(project.workspace(clock)) as other:  # knows nothing of it
-        assert send(other, **odd).is_success
+        clock.now_us += 1
+        assert send(other, **odd).is_success  # nothing is in a file yet
+    assert len(files.files_of(project.workspace(clock).offline.blobs("shop", "predicted.logged"))) == 4
     with FeatureStore(project.root, clock=clock) as store:
         rows = store.read_predictions("logged")
         assert [name for name in rows.column_names if name.startswith("prediction.")] == [
@@ -395,6 +394,25 @@ def test_one_odd_request_does_not_keep_the_others_out(project: Project, clock: M
         told = [send(client, values={"p": [1.5]}).status_code for _ in range(4)]
         assert told == [422, 422, 200, 200]
         assert send(client, values={"p": ["odd"]}).status_code == 422
+
+
+def test_what_is_in_use_keeps_its_place_over_a_restart(
+    project: Project, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "MOST_SHAPES", 2)
+    with serving_here(project.workspace(clock)) as client:
+        send(client, values={"p": [1.5] * 900, "q": [None] * 900})
+        send(client, values={"other": [True] * 900})
+    (path, _) = (project.root / "data/offline/shop/_predicted.logged").glob("*.parquet")
+    with serving_here(project.workspace(clock)) as client:
+        until(lambda: send(client, values={"p": ["x"], "q": [None]}).status_code == 422)
+        assert send(client, values={"other": [1]}).status_code == 422
+        assert send(client, values={"more": [1]}).json() == {"rows": 0, "dropped": 1}
+        for values in ({"p": [1.5], "q": ["y"]}, {"other": [True]}):
+            assert send(client, values=values).json() == {"rows": 1, "dropped": 0}
+    path.write_bytes(b"no Parquet")
+    with serving_here(project.workspace(clock)) as client:
+        assert send(client, values={"p": [1.5], "q": ["y"]}).is_success
 
 
 def test_names_models_and_sets_of_names_have_a_bound(
