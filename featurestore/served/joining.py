@@ -129,9 +129,8 @@ def join_predictions(
         is_used[places[places >= 0]] = True
     repeated = int((~is_used & _within(logged_us, start_us, end_us)).sum())
     lonely = logged.take(pa.array(last[is_lonely]))
-    is_earlier = _within(served_us, start_us, end_us) & np.isin(codes[0], codes[1])
-    is_earlier[_newest(codes[0])[1]] = False
-    return PredictedRows(rows.sort_by(_ORDER), repeated, lonely.num_rows, lonely, others, same_id=int(is_earlier.sum()))
+    same_id = _earlier(*codes, _within(served_us, start_us, end_us))
+    return PredictedRows(rows.sort_by(_ORDER), repeated, lonely.num_rows, lonely, others, same_id)
 
 
 def _tables(workspace: Readers, service: str, start_us: int, end_us: int) -> list[pa.Table]:
@@ -229,6 +228,15 @@ def _newest(served: Places) -> tuple[Places, Places]:
 
     known, place = np.unique(served[::-1], return_index=True)
     return known, len(served) - 1 - place
+
+
+def _earlier(served: Places, logged: Places, is_inside: npt.NDArray[np.bool_]) -> int:
+    """Return how many served rows have predictions, and a later row of their number."""
+    import numpy as np
+
+    is_earlier = is_inside & np.isin(served, logged)
+    is_earlier[_newest(served)[1]] = False
+    return int(is_earlier.sum())
 
 
 def _instants(table: pa.Table, name: str) -> Places:
