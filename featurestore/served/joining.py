@@ -102,8 +102,7 @@ def join_predictions(
         tables = _tables(workspace, service, start_us - CLOCKS_US, end_us + LATEST_US)
     except NotFoundError:  # of a service that is gone
         tables = []
-    tables = apart(tables, fitting)
-    name = None if only is None else PREDICTION + only
+    tables, name = apart(tables, fitting), None if only is None else PREDICTION + only
     others = sum(other_kind(table, name, start_us, end_us) for table in tables)
     logged = _in_order(tables if name is None else _only(tables, name))
     names = [*filter(is_prediction, logged.column_names)]
@@ -128,8 +127,8 @@ def join_predictions(
     for places in (last, *values.values()):
         is_used[places[places >= 0]] = True
     repeated = int((~is_used & _within(logged_us, start_us, end_us)).sum())
-    lonely = logged.take(pa.array(last[is_lonely]))
     same_id = _earlier(*codes, _within(served_us, start_us, end_us))
+    lonely = logged.take(pa.array(last[is_lonely]))
     return PredictedRows(rows.sort_by(_ORDER), repeated, lonely.num_rows, lonely, others, same_id)
 
 
