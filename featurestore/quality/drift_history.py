@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import PurePath
 
 import numpy as np
+import numpy.typing as npt
 from featurestore_registry.documents import ColumnStatistics, DriftCause, StatisticsDocument
 
 from featurestore.definitions import FeatureView
@@ -31,6 +32,8 @@ LEAST_VALUES, LEAST_RUNS = 100, 4
 BEGUN = 0.1
 """Runs before and after a beginning are so far apart, at least: the index, or a share of nulls."""
 BEGUN_DEVIATIONS = 0.5
+BEGUN_TIMES = 2.0
+"""Or their deviations are so many times the ones of before."""
 OF_RUN, OF_DEFINITION = 0.6, 0.99
 """A run says where a change began, not what it is; a definition that changed then is what it is."""
 MOST_FILES = 3
@@ -129,7 +132,7 @@ def _begun(columns: Sequence[ColumnStatistics], change: Change) -> int | None:
         place = beginning([float(ratios @ vector / max(vector.sum(), 1.0)) for vector in vectors], vectors)
         return place if place is not None and _is_apart(vectors, place) else None
     # Bins were made again: too many values lay outside, perhaps of these very runs.
-    return _begun_by_means(columns, change.pair)
+    return _begun_by_moments(columns, change.pair)
 
 
 def beginning(scores: Sequence[float], counts: Sequence[Floats]) -> int | None:
@@ -179,19 +182,38 @@ def _is_apart(vectors: Sequence[Floats], place: int) -> bool:
     return population_stability(*parts) > BEGUN + chance
 
 
-def _begun_by_means(columns: Sequence[ColumnStatistics], pair: Counts) -> int | None:
-    """Return from which run on means are others than before, by the deviations of before."""
-    keys = pair.before.keys, pair.after.keys
-    if keys[0] is None or keys[1] is None or any(column.mean is None for column in columns):
+def _begun_by_moments(columns: Sequence[ColumnStatistics], pair: Counts) -> int | None:
+    """Return from which run on means, or else deviations, are others than before."""
+    sides = [
+        _weighted(side.keys.astype(np.float64), side.counts)
+        for side in (pair.before, pair.after)
+        if side.keys is not None
+    ]
+    if len(sides) < 2 or any(column.mean is None for column in columns):
         return None
-    was = float(np.average(keys[0].astype(np.float64), weights=pair.before.counts))
-    now = float(np.average(keys[1].astype(np.float64), weights=pair.after.counts))
+    (was, spread), (now, spreads) = sides
     held = [np.array([column.rows - column.nulls], np.float64) for column in columns]
     place = beginning([math.copysign(1.0, now - was) * (column.mean or 0.0) for column in columns], held)
-    parts = [] if place is None else [_moments(part) for part in (columns[:place], columns[place:])]
-    if len(parts) < 2 or parts[0] is None or parts[1] is None or not parts[0][1]:
+    if place is not None:
+        one, two = _moments(columns[:place]), _moments(columns[place:])
+        if one and two and one[1] and abs(two[0] - one[0]) / one[1] > BEGUN_DEVIATIONS:
+            return place
+    if not spread or not spreads or not all(column.deviation for column in columns):
         return None
-    return place if abs(parts[1][0] - parts[0][0]) / parts[0][1] > BEGUN_DEVIATIONS else None
+    wider = math.copysign(1.0, spreads - spread)
+    logs = [wider * math.log(column.deviation or 1.0) for column in columns]
+    place = beginning(logs, held)
+    if place is None or max(spread, spreads) < BEGUN_TIMES * min(spread, spreads):
+        return None
+    sizes = [each[0] for each in held]
+    apart = np.average(logs[place:], weights=sizes[place:]) - np.average(logs[:place], weights=sizes[:place])
+    return place if apart > math.log(BEGUN_TIMES) else None
+
+
+def _weighted(values: Floats, counts: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Return mean and deviation of values that are there so many times each."""
+    mean = float(np.average(values, weights=counts))
+    return mean, float(np.average(np.square(values - mean), weights=counts)) ** 0.5
 
 
 def _lacking(column: ColumnStatistics) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,9 +36,9 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
         yield registry
 
 
-def values(mean: float, nulls: float, seed: int, rows: int = ROWS) -> pa.Array:
+def values(mean: float, nulls: float, seed: int, rows: int = ROWS, deviation: float = 2) -> pa.Array:
     random = np.random.default_rng(seed)
-    return pa.array(random.normal(mean, 2, rows), mask=random.random(rows) < nulls)
+    return pa.array(random.normal(mean, deviation, rows), mask=random.random(rows) < nulls)
 
 
 def change(before: pa.Array, after: pa.Array, line: str) -> Change:
@@ -64,10 +64,11 @@ def named(
     since: int | None = None,
     until: int = 99,
     versions: tuple[int, int] = (1, 1),
+    deviations: Sequence[float] | None = None,
 ) -> list[str]:
     """Return the run that is named of one run a day, with a mean and a share of nulls each."""
     for day, (mean, nulls) in enumerate(days):
-        rows = values(mean, nulls, day + 10)
+        rows = values(mean, nulls, day + 10, deviation=2 if deviations is None else deviations[day])
         counted, totals = count(Float64, rows), Totals(Float64)
         totals.see(rows)
         found = statistics_of(Column("x", Float64), ROWS, counted, totals.found(None), BINS, count_in(counted, BINS))
@@ -132,3 +133,22 @@ def test_neither_a_run_after_the_window_nor_one_before_a_fine_window_is_named(
 
 def test_where_bins_were_made_again_means_tell_it(registry: Registry) -> None:
     assert named(registry, [FINE] * 5 + [FAR] * 3, MEANS, versions=VERSIONS) == ["it began with run day 5"]
+
+
+@pytest.mark.parametrize(
+    ("deviations", "expected"),
+    [
+        ([2.0] * 6 + [120.0] * 4, ["it began with run day 6"]),
+        ([2.0, 2.2, 1.8, 2.1, 1.9, 2.4, 100.0, 140.0, 90.0, 150.0], ["it began with run day 6"]),
+        ([2.0] * 10, []),
+        ([120.0] * 4 + [2.0] * 6, []),
+        ([2.0, 2.6] * 5, []),
+    ],
+)
+def test_where_means_say_nothing_deviations_tell_it(
+    registry: Registry, deviations: list[float], expected: list[str]
+) -> None:
+    """Delays around 0 that are in seconds: their mean is anything, and they are 60 times as far apart."""
+    wider = change(values(10, 0.1, 1, 4_000), values(10, 0.1, 2, 4_000, deviation=120), "psi")
+    days = [(mean, 0.1) for mean in (10, 12, 9, 11, 10, 13, 4, 80, -40, 20)]
+    assert named(registry, days, wider, versions=VERSIONS, deviations=deviations) == expected

@@ -18,7 +18,9 @@ from featurestore import (
     FeatureService,
     FeatureView,
     Field,
+    Label,
     MatchRate,
+    ModelMetric,
     Monitor,
     NotNull,
     ParquetSource,
@@ -31,7 +33,7 @@ from featurestore.types import Bool, Float64, Int64, String, Timestamp
 
 OWNER = "flight-ops"
 NEW_YORK = ZoneInfo("America/New_York")
-TRAINED_ON = "delays_1"  # the saved training set of the model that is served
+TRAINED_ON = "delays_1"  # the model that is served, and its training set
 
 plane = Entity("plane", join_keys={"tailnum": String}, owner=OWNER)
 carrier = Entity("carrier", join_keys={"carrier": String}, owner=OWNER)
@@ -152,6 +154,16 @@ delays = Monitor(
     service=delays_v1,
     baseline=TRAINED_ON,
     window=WEEK,
-    checks=[Drift(), MatchRate(at_least=0.999)],
+    checks=[
+        Drift(),
+        MatchRate(at_least=0.999),
+        ModelMetric(
+            "log_loss",
+            Label("outcome:late", horizon=timedelta(hours=36)),
+            prediction="late",
+            at_most=0.7,
+            model=TRAINED_ON,
+        ),
+    ],
     owner=OWNER,
 )
