@@ -94,10 +94,7 @@ class RunResult(RunDocument):
     def _notes_of_rules(self) -> list[str]:
         notes = []
         for told, shown in zip_longest(self.unmet, self.examples, fillvalue=""):
-            if self.state != "failed":  # its error tells
-                notes.append(f"not as expected: {told}{f' ({shown})' if shown else ''}")
-            elif shown:
-                notes.append(f"{told}: {shown}")
+            notes.append(f"not as expected: {told}{f' ({shown})' if shown else ''}")
         if self.blocked:
             notes.append("a run would be stopped by this, and would commit nothing")
         notes += [f"not judged: {told}" for told in self.not_judged]

@@ -108,7 +108,7 @@ def accepted(
         BlockedRun(result.run_id, view.name, result.kind, result.intervals, rows, head, unmet),
     )
     raise ExpectationError(
-        f"{view.name} is not as expected, and nothing was committed: {'; '.join(unmet)}.{changed} Correct the "
+        f"The rows are not as expected, and nothing was committed: {'; '.join(unmet)}.{changed} Correct the "
         "source: the next run reads the same rows again. If they are right, run "
         f"`fs accept {result.run_id} --reason TEXT`.",
         hint="Or change what is expected in the feature repo, and run `fs apply`.",

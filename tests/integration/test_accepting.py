@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from support.rides import HOUR, World, view_of
 from featurestore import Between, FeatureStore, Field, Fresh, Rows, Share
 from featurestore.errors import FeatureStoreError, MaterializationError, NotFoundError
 from featurestore.ledger.blocked import ACCEPTED, accepted_before, blocked_runs
-from featurestore.ledger.runs import all_runs
+from featurestore.ledger.runs import RunResult, all_runs
 from featurestore.prepare import prepare
 
 BLOCKING = """
@@ -63,6 +64,19 @@ def test_a_run_is_accepted_once(world: World) -> None:
     with pytest.raises(MaterializationError, match=rf"Run {run} was accepted already: a new scale \("):
         world.store.accept(run, "again")
     assert (world.committed(), acceptances(world)) == (2, [run])
+
+
+def test_a_blocked_run_tells_each_rule_in_one_form(world: World) -> None:
+    told = "a: NotNull(): 1 of 2 rows", "b: x: 1 of 2 rows"
+    run = RunResult("r", "rides", 1, "incremental", "failed", 0, "host", 1, unmet=told)
+    assert replace(run, examples=("", "7 to 9")).notes() == [
+        "not as expected: a: NotNull(): 1 of 2 rows",
+        "not as expected: b: x: 1 of 2 rows (7 to 9)",
+    ]
+    world.store.apply([view_of(on_failure="block")])
+    world.write([4.0, 50.0])
+    with pytest.raises(MaterializationError, match=r"ratings: The rows are not as expected, and nothing was committed"):
+        world.store.materialize_incremental()
 
 
 def test_of_two_who_accept_at_once_one_is_told_that_it_came_second(world: World) -> None:
