@@ -246,12 +246,12 @@ class FeatureClient:
         """Have a server keep what a model predicted from an answer; return how many rows it took.
 
         ``request_id`` is the answer's, ``values`` holds by name a list of numbers, texts or booleans with a value for
-        each entity row of the request, or one value where it had one row; NaN counts as none. ``model`` names the model
-        and its version. ``service`` may be left out for the last 10,000 requests of this client. Where the client knows
-        that the served log does not keep the answer, nobody could join the prediction: it is not sent unless
-        ``only_kept=False``. 0 also says that the server's queue was full, or that it knows too many names or models.
-        Raises InputError, also for a name of which the server took another kind of value, and NotFoundError for a
-        service without a log.
+        each entity row of the request, or one value where it had one row; NaN and infinities, which JSON does not have,
+        are sent as none. ``model`` names the model and its version. ``service`` may be left out for the last 10,000
+        requests of this client. Where the client knows that the served log does not keep the answer, nobody could join
+        the prediction: it is not sent unless ``only_kept=False``. 0 also says that the server's queue was full, or that
+        it knows too many names or models. Raises InputError, also for a name of which the server took another kind of
+        value, and NotFoundError for a service without a log.
         """
         known = self._requests.find(request_id)
         if known is not None and known.is_kept is False and only_kept:
@@ -267,7 +267,7 @@ class FeatureClient:
             "request_id": request_id,
             "service": known.service if service is None and known is not None else service,
             "model": model,
-            "values": {name: _column(name, column) for name, column in listed.items()},
+            "values": listed,
         }
         answer, _ = self._call("POST", "/predictions", body)
         return self._decoded(answer, dict[str, int])["rows"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from threading import Lock
 from typing import Any, NamedTuple
 
 from featurestore import errors
-from featurestore.tables import check_lengths
+from featurestore.tables import NULLS, as_list, check_lengths
 
 MOST_REQUESTS = 10_000
 """A client remembers so many of its requests."""
@@ -43,8 +44,8 @@ class Requests:
             return self._known.get(request_id)
 
 
-def predicted(values: Mapping[str, Any], rows: int | None) -> dict[str, Any]:
-    """Return predictions as columns, single values as lists of one; raises InputError for another number than ``rows``.
+def predicted(values: Mapping[str, Any], rows: int | None) -> dict[str, list[Any]]:
+    """Return predictions as lists, single values as lists of one; raises InputError for another number than ``rows``.
 
     ``rows`` is None where nobody knows how many the request had.
     """
@@ -52,7 +53,7 @@ def predicted(values: Mapping[str, Any], rows: int | None) -> dict[str, Any]:
         raise errors.InputError(
             f"values is a {type(values).__name__}.", hint='Pass predictions by name: {"delay": [12.5]}.'
         )
-    columns = {str(name): [value] if _is_single(value) else value for name, value in values.items()}
+    columns = {str(name): listed(str(name), [value] if _is_single(value) else value) for name, value in values.items()}
     count = check_lengths(columns, "values")
     if rows is not None and columns and count != rows:
         raise errors.InputError(
@@ -60,6 +61,28 @@ def predicted(values: Mapping[str, Any], rows: int | None) -> dict[str, Any]:
             hint="Pass one for each row, None where there is none.",
         )
     return columns
+
+
+def listed(name: str, values: Any) -> list[Any]:
+    """Return the values of a prediction as JSON has them; raises InputError for what is no number, text or boolean.
+
+    NaN and infinities are none: JSON has neither, and one of them must not lose the others.
+    """
+    return [_plain(name, value) for value in as_list(values)]
+
+
+def _plain(name: str, value: Any) -> Any:
+    if type(value).__name__ in NULLS:
+        return None
+    single = value.item() if getattr(value, "ndim", None) == 0 else value  # of numpy, where a list holds its values
+    if single is None or type(single) in (bool, int, str):
+        return single
+    if isinstance(single, float):
+        return float(single) if math.isfinite(single) else None
+    raise errors.InputError(
+        f"A value of the prediction {name!r} is a {type(value).__name__}.",
+        hint="Pass numbers, texts or booleans, and None where there is none.",
+    )
 
 
 def _is_single(value: Any) -> bool:

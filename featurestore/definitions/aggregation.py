@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, ClassVar
 
 from pydantic import model_validator
+from typing_extensions import override
 
 from featurestore.definitions.base import COLUMN_NAME, Field, Named, as_tuple, check_column_name
 from featurestore.errors import DefinitionError, did_you_mean
@@ -296,6 +297,22 @@ class Aggregation(Named):
         for name in ("resolution", "where", "n"):
             if getattr(self, name) is not None:
                 yield name, getattr(self, name)
+
+
+class ExactAggregation(Aggregation):
+    """An aggregation whose windows have two exact ends, in steps of a microsecond: for labels, which nobody serves."""
+
+    @classmethod
+    def of(cls, found: Aggregation) -> ExactAggregation:
+        """Return an aggregation with exact windows."""
+        made = cls.__new__(cls)
+        made._fill(**{name: getattr(found, name) for name in Aggregation.model_fields})
+        return made
+
+    @property
+    @override
+    def features(self) -> tuple[Window, ...]:
+        return tuple(replace(window, resolution_us=min(1, window.resolution_us)) for window in super().features)
 
 
 @lru_cache(maxsize=1_000)

@@ -23,8 +23,8 @@ class Label(Part):
 
     ``feature`` is ``"view:feature"``, or one feature of a view, such as ``outcomes[["late"]].with_join_keys(...)``. The
     label of a row at t is the view's newest value of the events in (t, t + horizon] as it was known at t + horizon; a
-    feature with a window is its value at t + horizon, and the window is at most as long as the horizon. ``name`` is the
-    label's column; by default the feature's.
+    feature with a window is its value at t + horizon, and the window is at most as long as the horizon: both its ends
+    are exact here, so nothing up to t counts. ``name`` is the label's column; by default the feature's.
     """
 
     kind: ClassVar[str] = "label"

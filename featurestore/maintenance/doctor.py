@@ -36,6 +36,8 @@ from featurestore.online.interface import READ_ONLY, UNTOUCHED, eviction_of
 from featurestore.project.access import FILE_NAME as ACCESS_FILE
 from featurestore.project.access import read_access
 from featurestore.project.loader import load_definitions
+from featurestore.quarantine.held import noted_held
+from featurestore.quarantine.listing import lost_rows
 from featurestore.served.shape import SECRET_HINT, lack_of_secret
 from featurestore.types.times import to_rfc3339
 from featurestore.workspace import Readers
@@ -79,6 +81,7 @@ def examine(workspace: Readers) -> list[Check]:
         ("file modes", _file_modes, False),
         ("access", _access, True),
         ("served log", _served_log, True),
+        ("quarantine", _quarantine, True),
     ):
         if needs_registry and not is_registry_known:
             left.append(name)  # each would wait for it, and fail alike
@@ -131,6 +134,15 @@ def _served_log(workspace: Readers) -> Iterator[Check]:
         yield Check("served log", "failed", f"{told} A server does not start so.", SECRET_HINT)
     elif kept:
         yield Check("served log", "ok", f"kept of {', '.join(kept)}")
+
+
+def _quarantine(workspace: Readers) -> Iterator[Check]:
+    found = lost_rows(workspace)
+    for told in found.values():
+        missing, _, todo = told.partition(". ")
+        yield Check("quarantine", "failed", f"{missing}.", todo)
+    if not found and (held := sum(each.held for each in noted_held(workspace.ledger, workspace.project).values())):
+        yield Check("quarantine", "ok", f"{held:,} rows are set aside")
 
 
 def _clock(workspace: Readers) -> Iterator[Check]:

@@ -27,6 +27,7 @@ from featurestore.online.interface import OnlineReader
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.online.records.whole import is_intact
 from featurestore.quarantine.files import files_of, read, reader_of
+from featurestore.quarantine.held import lost_held
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.served.retaining import check_files
 from featurestore.steps import step
@@ -150,6 +151,9 @@ def _damaged_quarantine(workspace: Readers, table: TableId) -> Iterable[str]:
             read(blobs, table, file)
         except DamagedFileError as error:
             yield str(error)
+    with suppress(DamagedFileError):  # told above
+        if told := lost_held(workspace.ledger, workspace.offline, table):
+            yield told
 
 
 def _compared(workspace: Readers, registered: RegisteredView) -> Sample:

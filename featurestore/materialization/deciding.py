@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from featurestore.engine.checks import ROW_ID
-from featurestore.errors import InputError, MaterializationError, NotFoundError, did_you_mean
+from featurestore.errors import FeatureStoreError, InputError, MaterializationError, NotFoundError, did_you_mean
 from featurestore.ledger.leases import holding
 from featurestore.ledger.processes import own_user
 from featurestore.ledger.runs import RunResult
 from featurestore.materialization.jobs import run_release, succeeded
 from featurestore.offline.interface import TableId
-from featurestore.quarantine.files import Why, as_about, blobs_of, files_of, ids_of, reader_of, tables_of, write
+from featurestore.quarantine.files import Why, as_about, blobs_of, files_of, ids_of, reader_of, tables_of, why_of, write
 from featurestore.quarantine.forgetting import held_among, replace_file, without_entity
-from featurestore.quarantine.held import HeldRows, held_rows, note_held
+from featurestore.quarantine.held import HeldRows, held_rows, lost_held, note_held
 from featurestore.quarantine.listing import quarantine_of
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached
 from featurestore.types.columns import EVENT
+from featurestore.types.times import to_short_rfc3339
 from featurestore.workspace import Readers, Workspace
 
 if TYPE_CHECKING:
@@ -123,7 +124,18 @@ def release(workspace: Workspace, view: str, choice: Choice, reason: str, genera
             write(blobs, table, "releasing", rows, at_us=at_us, of=secrets.token_hex(8), **as_about(why))
             reached(RELEASING)
 
-    (done,) = succeeded([run_release(workspace, view, begin)])
+    refused: list[FeatureStoreError] = []
+
+    def may(_: RegisteredView) -> None:
+        is_under_way = any(file.state == "releasing" for file in files_of(blobs))
+        if not is_under_way and not _chosen(workspace, table, choice, is_needed=False).num_rows:
+            refused.append(_came_second(workspace, table))
+            raise refused[0]
+
+    done = run_release(workspace, view, begin, may)
+    if refused:
+        raise refused[0]
+    succeeded([done])
     return done
 
 
@@ -136,9 +148,10 @@ def drop(workspace: Workspace, view: str, choice: Choice, reason: str, generatio
     blobs, holder, why = blobs_of(workspace.offline, table), secrets.token_hex(8), Why(own_user(), reason.strip())
     with holding(workspace.ledger, workspace.project, view, holder=holder, clock=workspace.clock):
         rows = _chosen(workspace, table, choice, is_needed=False)
-        if rows.num_rows:
-            write(blobs, table, "dropped", rows, at_us=workspace.clock(), of=holder, **as_about(why))
-            reached(DROPPED)
+        if not rows.num_rows:
+            raise _came_second(workspace, table)
+        write(blobs, table, "dropped", rows, at_us=workspace.clock(), of=holder, **as_about(why))
+        reached(DROPPED)
         note_held(workspace.ledger, workspace.offline, table)
     return Dropped(view, table.generation, rows.num_rows)
 
@@ -198,10 +211,11 @@ def _forget_in(workspace: Workspace, table: TableId, entity: Mapping[str, Any]) 
             why = Why(own_user(), "forgotten")
             write(blobs, table, "dropped", ids, at_us=workspace.clock(), of=holder, **as_about(why))
         reached(DROPPED)
+        note_held(workspace.ledger, workspace.offline, table)  # before: what is lost is not to look tidied
         for each, part in gone.items():
             replace_file(blobs, table, each, part.left)
             rows += part.gone.num_rows
-        note_held(workspace.ledger, workspace.offline, table)
+        note_held(workspace.ledger, workspace.offline, table, is_tidied=True)
     return Forgotten(rows, len(gone))
 
 
@@ -219,6 +233,19 @@ def _chosen(workspace: Readers, table: TableId, choice: Choice, *, is_needed: bo
         return ids_of(reader, table, [])
 
 
+def _came_second(workspace: Readers, table: TableId) -> NotFoundError:
+    """Return the error for rows about which somebody else decided while this waited."""
+    reader = reader_of(workspace.offline, table)
+    *_, last = [file for file in files_of(reader) if file.state in ("released", "dropped")]
+    why = why_of(reader, table, last)
+    return NotFoundError(
+        f"Somebody else decided first: rows of {table.view} were {last.state} at {to_short_rfc3339(last.at_us)} by "
+        f"{why.by}: {why.reason}. None of yours is held any more, and nothing was changed now.",
+        hint=f"`fs quarantine list {table.view}` shows what is held, and what was decided.",
+        view=table.view,
+    )
+
+
 def _nothing_held(workspace: Readers, table: TableId) -> NoReturn:
     others = [each for each in tables_of(workspace.offline, table.project) if each.view == table.view and each != table]
     held = [each for each in others if held_rows(reader_of(workspace.offline, each), each, [ROW_ID])]
@@ -227,6 +254,7 @@ def _nothing_held(workspace: Readers, table: TableId) -> NoReturn:
         "--reason TEXT`."
         for one in held
     )
+    hint = lost_held(workspace.ledger, workspace.offline, table) or hint
     raise NotFoundError(
         f"No rows of {table.view} (generation {table.generation}) are held.",
         hint=hint or "Runs set rows aside where a view says on_failure='quarantine'.",

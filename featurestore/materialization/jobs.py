@@ -23,6 +23,7 @@ from featurestore.ledger.leases import WAIT_SECONDS, holding
 from featurestore.ledger.runs import RunResult, Runs, record_end, record_start
 from featurestore.ledger.unread import Unread
 from featurestore.ledger.watermarks import Watermark
+from featurestore.materialization.expecting import check_acceptance
 from featurestore.materialization.prepared import Confirm, Rebuild
 from featurestore.materialization.run import ViewRun
 from featurestore.materialization.spans import SpansToRead, spans_within, unread_spans
@@ -33,6 +34,8 @@ from featurestore.types.times import to_rfc3339
 from featurestore.workspace import Readers, Workspace
 
 Job = Callable[[ViewRun], None]
+May = Callable[[RegisteredView], None]
+"""Raises where a run is not to begin any more, once it holds the lease: then there is no run."""
 
 
 def materialize(
@@ -72,6 +75,7 @@ def materialize(
         "rebuild" if rebuild else "interval",
         lambda run: run.count(choose, withdraw) if dry_run else run.bring(choose, withdraw, acceptance),
         dry_run=dry_run,
+        may=_still_to_accept(workspace, acceptance),
     )
 
 
@@ -103,6 +107,7 @@ def materialize_incremental(
         lambda run: run.count(choose) if dry_run else run.bring(choose, acceptance=acceptance),
         dry_run=dry_run,
         wait_seconds=wait_seconds,
+        may=_still_to_accept(workspace, acceptance),
     )
 
 
@@ -120,10 +125,16 @@ def republish(
     return _run(workspace, views, "republish", lambda run: run.republish(authoritative=authoritative), dry_run=False)
 
 
-def run_release(workspace: Workspace, view: str, begin: Callable[[RegisteredView], None]) -> RunResult:
+def _still_to_accept(workspace: Workspace, acceptance: Acceptance | None) -> May | None:
+    if acceptance is None:
+        return None
+    return lambda registered: check_acceptance(workspace, registered, acceptance)
+
+
+def run_release(workspace: Workspace, view: str, begin: Callable[[RegisteredView], None], may: May) -> RunResult:
     """Bring rows that were set aside into the log and online; ``begin`` writes down which, once it holds the lease."""
     (result,) = _run(
-        workspace, [view], "release", lambda run: run.release(lambda: begin(run.registered)), dry_run=False
+        workspace, [view], "release", lambda run: run.release(lambda: begin(run.registered)), dry_run=False, may=may
     )
     return result
 
@@ -163,6 +174,7 @@ def _run(
     *,
     dry_run: bool,
     wait_seconds: float = WAIT_SECONDS,
+    may: May | None = None,
 ) -> list[RunResult]:
     """Run a job for each view."""
     snapshot = workspace.known_snapshot()
@@ -180,7 +192,7 @@ def _run(
                 if dry_run:
                     results.append(_attempt(workspace, registered, result, job, lambda: None, publishes))
                 else:
-                    results.append(_run_alone(workspace, registered, result, job, wait_seconds, publishes))
+                    results.append(_run_alone(workspace, registered, result, job, wait_seconds, publishes, may))
     finally:
         publishes.close()
     return results
@@ -207,6 +219,7 @@ def _run_alone(
     job: Job,
     wait_seconds: float,
     publishes: Publishes,
+    may: May | None,
 ) -> RunResult:
     """Run a job while holding the view's lease, and record how it went."""
     ledger, project, view = workspace.ledger, workspace.project, registered.view.name
@@ -219,6 +232,8 @@ def _run_alone(
             # an apply may have changed the view.
             registered = workspace.snapshot().registered(view)
             result = replace(result, started_us=workspace.clock(), generation=registered.generation)
+            if (refusal := _refusal(may, registered)) is not None:
+                return replace(result, state="failed", error=str(refusal))
             record_start(ledger, project, result)
             publishes.tables.add(registered.table)
             try:
@@ -235,6 +250,15 @@ def _run_alone(
             record_start(ledger, project, result)
             record_end(ledger, project, result)
     return result
+
+
+def _refusal(may: May | None, registered: RegisteredView) -> FeatureStoreError | None:
+    try:
+        if may is not None:
+            may(registered)
+    except FeatureStoreError as error:
+        return error
+    return None
 
 
 def _attempt(

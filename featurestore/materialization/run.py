@@ -6,7 +6,7 @@ and does not append them again, and first publishes rows that are committed but 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,6 @@ from featurestore.ledger.journal import Publishes
 from featurestore.ledger.runs import RunResult
 from featurestore.ledger.unread import Unread, read_unread, write_unread
 from featurestore.ledger.watermarks import Watermark, read_watermark, write_watermark
-from featurestore.materialization.expecting import check_acceptance
 from featurestore.materialization.prepared import (
     Prepared,
     Rebuild,
@@ -106,9 +105,7 @@ class ViewRun:
         changed nothing, where the stores do not belong to what is applied.
         """
         self._compare()
-        if acceptance is not None:
-            check_acceptance(self.workspace, self.registered, acceptance)
-            self._acceptance = acceptance
+        self._acceptance = acceptance
         if not self._damaged(rebuild, self._current()):  # damaged files must go before anything is published
             self.publish_pending()
         self._finish_releases()
@@ -129,7 +126,7 @@ class ViewRun:
             ledger, registered, unread.after((*to_read.intervals, *to_read.again), rebuilt=rebuild is not None)
         )
         reached(COMMITTED)
-        self._note_held()
+        self._note_held((*to_read.intervals, *to_read.again))
         self.publish_pending()
         self._merge()
 
@@ -160,9 +157,10 @@ class ViewRun:
             self.publish_pending()
             brought.settle()  # what is over is online, too
 
-    def _note_held(self) -> None:
+    def _note_held(self, read_again: Iterable[tuple[int, int]] = ()) -> None:
         with suppress(DamagedFileError):  # the run that needs its rows says so
-            note_held(self.workspace.ledger, self.workspace.offline, self.registered.table, self.result.run_id)
+            ledger, offline = self.workspace.ledger, self.workspace.offline
+            note_held(ledger, offline, self.registered.table, self.result.run_id, read_again=read_again)
 
     def count(self, choose: ChooseSpans, rebuild: Rebuild | None = None) -> None:
         """Determine what `bring` would read and append. Writes nothing permanent. Raises as `bring`."""

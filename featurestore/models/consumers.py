@@ -21,7 +21,7 @@ def register_model(workspace: Workspace, uri: str, *, owner: str = "") -> Consum
     found = trained(workspace, uri)
     if not found.run.name:
         raise InputError(
-            f"{uri!r} is a run, and not a registered model.",
+            f"{uri!r} is no registered model.",
             hint="Log the model with registered_model_name=, and pass models:/NAME@ALIAS or models:/NAME/VERSION.",
         )
     if not found.services:

@@ -203,7 +203,7 @@ def _why(step: Step, command: str) -> str:
             ": until then, or the next run, pushed events do not come online where the log has more than "
             f"{MOST_MADE_ANEW:,} events"
         )
-    return ": until then rows keep their old values" if rebuilt else ""
+    return ": until then rows keep their old values, but those that runs read again meanwhile" if rebuilt else ""
 
 
 def summary(plan: Plan, *, is_teardown: bool = False) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.definitions import FeatureService
-from featurestore.errors import IntervalError
 from featurestore.ledger.journal import catch_up_quietly
 from featurestore.offline.interface import DataFile
 from featurestore.quality.before import Before
@@ -29,14 +28,14 @@ from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest, ViewRead, resolve
 from featurestore.request.on_demand import OnDemandFunction
 from featurestore.request.personal import is_hidden
-from featurestore.served.keep import read_served
+from featurestore.served.keep import read_served, rows_after
 from featurestore.served.shape import AT, CODE, KEY, REQUEST, REVISION, STATUS, VALUE, named_outputs
 from featurestore.statuses import Status
 from featurestore.steps import step
 from featurestore.training.frames import TIME, EntityFrame, OwnColumns, check_frame
 from featurestore.training.joins import JoinedRows, PinnedRead, pin
 from featurestore.types.arrow import arrow_type
-from featurestore.types.times import to_rfc3339
+from featurestore.types.times import check_span
 from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -49,11 +48,7 @@ Int64s = npt.NDArray[np.int64]
 
 def parity(workspace: Workspace, service: str, start_us: int, end_us: int) -> Parity:
     """Compare what was served for a service in [start, end). See `FeatureStore.parity`."""
-    if start_us >= end_us:
-        raise IntervalError(
-            f"The span from {to_rfc3339(start_us)} to {to_rfc3339(end_us)} is empty.",
-            hint="Give a start that lies before the end; the start is part of the span, the end is not.",
-        )
+    check_span(start_us, end_us)
     served = read_served(workspace, service, start_us, end_us, with_checksums=True)
     rows = of_known_keys(workspace, served)
     snapshot = workspace.snapshot()
@@ -99,6 +94,7 @@ class _Comparison:
             other_secret=other_secret,
             differing=sum(int(output.differs.sum()) for output in outputs),
             not_explained=explained.left,
+            after_now=rows_after(self._workspace, service, max(span[1], self._workspace.clock() + 1)),
         )
 
     def _readings(self) -> Iterator[Reading]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Bar = tuple[str, float, float]
-"""What a bar stands for, its share of the baseline's values, and of those that are compared."""
+"""What a bar stands for, its share of the baseline's values (or rows), and of those that are compared."""
 
 CATEGORIES = 20
 """So many categories of a baseline are counted one by one, the others together."""
+NEW_SHARE = 0.01
+"""A category that came since is drawn by itself from this share on."""
 OTHERS = "others"
 NOWHERE = -1
 _MOST_OUTSIDE = 0.2
@@ -76,8 +79,27 @@ class Counts:
         if self.bins is not None:
             begins = [*map(float, self.bins.points), *self.bins.edges[:-1], np.inf]  # type: ignore[arg-type]
             pairs = [pairs[place] for place in np.argsort(begins, kind="stable")]
+        else:
+            pairs = [*pairs[:-1], *self._new(pairs[-1])]
         held = self.before.held, self.after.held
         return tuple((label, float(one / held[0]), float(two / held[1])) for label, one, two in pairs if one or two)
+
+    def _new(self, others: tuple[str, float, float]) -> Iterator[tuple[str, float, float]]:
+        """Yield frequent categories that the baseline hardly had, one by one, and what is left of the others."""
+        import pyarrow.compute as pc
+
+        _, one, two = others
+        is_common = pc.is_in(self.after.values, self.common).to_numpy(zero_copy_only=False)
+        for place in self.after.most_frequent(CATEGORIES):
+            now = float(self.after.counts[place])
+            if is_common[place] or now <= NEW_SHARE * self.after.held:
+                continue
+            value = self.after.values[int(place)]
+            known = pc.index(self.before.values, value).as_py()
+            was = 0.0 if known < 0 else float(self.before.counts[known])
+            one, two = one - was, two - now
+            yield str(value.as_py()), was, now
+        yield OTHERS, one, two
 
 
 def counts_of(before: Counted, after: Counted, feature: ObservedFeature) -> Counts:

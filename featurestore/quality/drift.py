@@ -22,7 +22,7 @@ from featurestore.quality.counts import Bar, Counts, Floats, counts_of
 from featurestore.quality.observed import ALIKE, DAY_US, KINDS, SEVERAL, Observed, ObservedFeature, distinct, weekdays
 from featurestore.statistics.bins import spikes
 from featurestore.statistics.counting import Counted
-from featurestore.types import Bool, String
+from featurestore.types import Bool, String, ValueType
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,6 +40,7 @@ STALE_SHARE = 0.05
 """The share of the baseline's records that are older than the age from which a record counts as stale."""
 STATIC_SHARE = 0.5
 """Where more of the records were there before the baseline began, their age is not judged."""
+_SHARES = ("nulls", "not_finite", "statuses")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 """An odd number that spreads numbers over 64 bits."""
 
@@ -136,9 +137,11 @@ def compared(baseline: Observed, now: Observed, feature: str, bounds: Drift) -> 
             pair = counts_of(counted[0], counted[1], after)
             lines += _of_values(pair, after, owners[1], bounds, apart)
             bars = pair.bars()
-    return replace(
-        _with(figures, tuple(sorted(lines, key=lambda line: list(COMPARED).index(line.name))), told), bars=bars
-    )
+    lines.sort(key=lambda line: list(COMPARED).index(line.name))
+    far = [line.name for line in lines if line.exceeds]
+    if far and {*far} <= {*_SHARES}:  # the values are as they were
+        bars = _share_bars(before, after, far[0])
+    return replace(_with(figures, tuple(lines), told), bars=bars)
 
 
 def compared_ages(baseline: Observed, now: Observed, view: str, bounds: Drift) -> FeatureDrift | None:
@@ -238,7 +241,7 @@ def _of_shares(before: ObservedFeature, after: ObservedFeature, bounds: Drift, a
     if bounds.nulls is not None:
         shares = [_share(each.values.null_count, len(each.values)) for each in (before, after)]
         yield _changed("nulls", "null", shares[0], shares[1], bounds.nulls, apart)
-        if after.type.name in ("Float32", "Float64"):
+        if is_float(after.type):
             shares = [_not_finite(each) for each in (before, after)]
             yield _changed("not_finite", "NaN or infinite", shares[0], shares[1], bounds.nulls, apart)
     if bounds.statuses is not None and before.statuses is not None and after.statuses is not None:
@@ -249,6 +252,19 @@ def _of_shares(before: ObservedFeature, after: ObservedFeature, bounds: Drift, a
         ]
         if lines:
             yield max(lines, key=lambda line: line.value - line.bound)
+
+
+def _share_bars(before: ObservedFeature, after: ObservedFeature, line: str) -> tuple[Bar, ...]:
+    """Return the shares of rows that a line is about."""
+    if line == "statuses":
+        one, two = (_status_shares(each) for each in (before, after))
+        return tuple((name, one.get(name, 0.0), two.get(name, 0.0)) for name in sorted({*one, *two}))
+    bars = list[Bar]()
+    nulls = [_share(each.values.null_count, len(each.values)) for each in (before, after)]
+    strange = [_not_finite(each) if is_float(each.type) else 0.0 for each in (before, after)]
+    for name, (was, now) in (("null", nulls), ("NaN or infinite", strange)):
+        bars += [(name, was, now)] if was or now else []
+    return (*bars, ("a value", 1 - nulls[0] - strange[0], 1 - nulls[1] - strange[1]))
 
 
 def _of_values(
@@ -359,6 +375,11 @@ def _status_shares(feature: ObservedFeature) -> Mapping[str, float]:
     assert feature.statuses is not None
     found = feature.statuses.value_counts().to_pylist()
     return {str(each["values"]): each["counts"] / len(feature.statuses) for each in found}
+
+
+def is_float(kind: ValueType) -> bool:
+    """Tell whether a type has NaN and infinities."""
+    return kind.name in ("Float32", "Float64")
 
 
 def _share(part: int, whole: int) -> float:

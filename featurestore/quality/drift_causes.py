@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -24,7 +24,8 @@ TOLD = 0.5
 MOST_TOLD = 3
 AHEAD = 0.1
 """A cause of its own goes before parts of the rows that explain so much more: they may be another effect of it."""
-_OF_ROWS = ("mix", "segment", "run")
+_OF_ROWS = ("mix", "segment")
+_OF_ROWS_ALONE = {"nulls", "not_finite", "statuses"}
 STEADY = 0.2
 """A feature that nothing judged parts rows where its own index is smaller."""
 SEGMENTS = 20
@@ -110,6 +111,8 @@ class Parts:
     labels: tuple[str, ...]
     sides: tuple[Int64s, Int64s]
     """For each row the place of its label, `SEGMENTS` where it has none."""
+    is_steady: bool = True
+    """False where there are other shares of nulls than before: its values part the rows, and are no mix."""
 
     @cached_property
     def size(self) -> float:
@@ -125,7 +128,8 @@ def causes_of(columns: Sequence[Parts], change: Change) -> list[DriftCause]:
 def strongest(causes: Iterable[DriftCause]) -> tuple[DriftCause, ...]:
     """Return the causes that explain enough to be told, the strongest first."""
     told = [each for each in causes if each.weight >= TOLD]
-    told.sort(key=lambda each: -each.weight - (0.0 if each.kind in _OF_ROWS else AHEAD))
+    # A run says where a change began and not what it is.
+    told.sort(key=lambda each: (each.kind == "run", -each.weight - (0.0 if each.kind in _OF_ROWS else AHEAD)))
     return tuple(told[:MOST_TOLD])
 
 
@@ -180,20 +184,27 @@ def _factors() -> Iterator[tuple[float, str]]:
             yield what, f"{how} {number}{', as ' if named else ''}{' or '.join(named)}"
 
 
-def steady(columns: Iterable[Parts], features: Collection[str], fine: Collection[str]) -> list[Parts]:
-    """Return the columns that may carry a change of another: of features those that are not known to have changed.
+def steady(columns: Iterable[Parts], features: Collection[str], far: Mapping[str, Set[str]]) -> Iterator[Parts]:
+    """Yield the columns that may carry a change of another: of features those whose values are not known to have moved.
 
-    What changed itself parts the rows as the change does, whichever comes first. ``fine`` are those that were judged
-    so; of others `STEADY` decides.
+    What changed itself parts the rows as the change does, whichever comes first. ``far`` has what is too far of each
+    feature that was judged; of others `STEADY` decides.
     """
-    return [each for each in columns if each.name not in features or each.name in fine or each.size < STEADY]
+    for each in columns:
+        lines = far.get(each.name, set())
+        if each.name not in features or (not lines and (each.name in far or each.size < STEADY)):
+            yield each
+        elif lines and lines <= _OF_ROWS_ALONE:
+            yield replace(each, is_steady=False)
 
 
 def segments(columns: Sequence[Parts], change: Change) -> Iterator[DriftCause]:
     """Yield the part of the rows, by another column, that carries the change, or that there is more or less of."""
     best: dict[str, DriftCause] = {}
     for column in columns:
-        for kind, cause in _segments_of(column, change) if column.name != change.feature.name else ():
+        if column.name == change.feature.name or (change.pair is None and not column.is_steady):
+            continue
+        for kind, cause in _segments_of(column, change):
             if kind not in best or cause.weight > best[kind].weight + 0.02:
                 best[kind] = cause
     yield from best.values()
@@ -203,7 +214,7 @@ def _segments_of(column: Parts, change: Change) -> Iterator[tuple[str, DriftCaus
     name, labels, sides = column.name, column.labels, column.sides
     sizes = [np.bincount(side, minlength=SEGMENTS + 1) for side in sides]
     rows = [max(len(side), 1) for side in sides]
-    mixed = _reweighted(change, sides)
+    mixed = _reweighted(change, sides) if column.is_steady else None
     moved = np.abs(sizes[1] / rows[1] - sizes[0] / rows[0])
     if mixed is not None:
         weight, place = change.explained(mixed), int(moved.argmax())

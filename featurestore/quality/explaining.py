@@ -54,8 +54,8 @@ def explained(workspace: Readers, judged: Judged, features: Iterable[WatchedFeat
     target = judged.monitor.target
     baseline, now = some_rows(judged.baseline, MOST_ROWS), some_rows(judged.now, MOST_ROWS)
     far = {each.name: {line.name for line in each.lines if line.exceeds} for each in known}
-    columns = [each for each in columns_of(baseline, now) if not far.get(each.name)]
-    columns = steady(columns, now.features, {each.name for each in known if each.state == "ok"})
+    judged_far = {each.name: far[each.name] for each in known if each.lines}
+    columns = list(steady(columns_of(baseline, now), now.features, judged_far))
     stored = _stored(workspace, target)
     sides = _Sides(baseline, now, columns, _fine_since(workspace, judged), judged.until_us)
     for each in known:

@@ -18,6 +18,8 @@ from featurestore.quality.labelling import labelled
 from featurestore.quality.observed import numbered
 from featurestore.quality.performance import ModelPerformance, Performance
 from featurestore.served.joining import PredictedRows, join_predictions
+from featurestore.served.keep import rows_after
+from featurestore.served.kinds import word_of
 from featurestore.served.shape import AT, KEY, MODEL, PREDICTION, REQUEST
 from featurestore.training.labels import LabelRead, Matured, matured, read_label
 from featurestore.types import Bool, Float32, Float64, Int32, Int64, String
@@ -57,6 +59,8 @@ def performance(
         models,
         found.repeated,
         other_kind=found.other_kind,
+        same_id=found.same_id,
+        after_now=rows_after(workspace, service, max(end_us, workspace.clock() + 1)),
     )
 
 
@@ -110,6 +114,8 @@ class PredictedLabels:
     """Predictions that later ones replaced."""
     other_kind: int
     """Values of another kind than those that are judged."""
+    same_id: int
+    """Served rows with the request id of a later one."""
 
     def task(self, among: Sequence[Task] = get_args(Task)) -> Task:
         """Return what fits of some tasks; the last one where the label calls for none of them."""
@@ -174,8 +180,8 @@ class PredictedLabels:
 
     def _apart(self) -> InputError:
         return InputError(
-            f"The prediction {self.prediction!r} is {self.predicted.type}, the label {self.what} is {self.kind}: they "
-            "cannot be compared.",
+            f"The prediction {self.prediction!r} is a {word_of(self.predicted.type)}, the label {self.what} is "
+            f"{self.kind}: they cannot be compared.",
             hint="Numbers and booleans compare with numbers and booleans, texts with texts.",
         )
 
@@ -249,4 +255,5 @@ def _beside(
         Counter(found.lonely.column(MODEL).to_pylist()),
         found.repeated,
         found.other_kind,
+        found.same_id,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from featurestore.definitions import FeatureService, Label
+from featurestore.definitions.base import twins
 from featurestore.errors import InputError
 from featurestore.quality.entities import entity_columns
 from featurestore.registered.snapshot import Snapshot
@@ -15,7 +16,7 @@ from featurestore.served.keep import read_served
 from featurestore.served.shape import AT, KEY, REQUEST
 from featurestore.training.frames import TIME, OwnColumns, check_frame
 from featurestore.training.joins import JoinedLabel, JoinedRows, pin
-from featurestore.training.labels import LabelFacts, LabelRead, OldEnough, read_label
+from featurestore.training.labels import LabelFacts, LabelRead, OldEnough, listed_labels, read_label
 from featurestore.types.times import duration_text
 from featurestore.workspace import Workspace
 
@@ -53,17 +54,21 @@ class LabelledRows:
 
 
 def label_served(
-    workspace: Workspace, service: str, labels: Sequence[Label], start_us: int, end_us: int
+    workspace: Workspace, service: str, labels: Label | Sequence[Label], start_us: int, end_us: int
 ) -> LabelledRows:
     """Return what was served in [start, end), labelled. See `FeatureStore.label_served`."""
     import pyarrow as pa
 
     rows = read_served(workspace, service, start_us, end_us)
     snapshot = workspace.snapshot()
-    wanted = [read_label(snapshot, label) for label in labels]
+    wanted = [read_label(snapshot, label) for label in listed_labels(labels)]
     names = [label.name for label in wanted]
-    if not names or len({name.lower() for name in names}) < len(names):
-        raise InputError(f"The labels are called {names}.", hint="Pass one or more, each with a name of its own.")
+    if not names:
+        raise InputError(
+            "No label was given.", hint='Pass one or more: Label("view:feature", horizon=timedelta(hours=6)).'
+        )
+    if problems := twins(names):
+        raise InputError(f"Of these labels {problems[0]}.", hint='Give each a name of its own: Label(..., name="...").')
     old_enough, found = labelled(workspace, snapshot, service, rows, wanted)
     kept = rows.take(pa.array(old_enough.places))
     for name, column in found.items():

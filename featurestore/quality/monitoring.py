@@ -32,6 +32,7 @@ from featurestore.quality.observed import Observed
 from featurestore.quality.report import MonitorResult
 from featurestore.registered.applied import check_as_applied
 from featurestore.registered.monitors import monitor_document
+from featurestore.served.keep import rows_after
 from featurestore.types.times import MICROSECOND, to_instant
 from featurestore.workspace import Workspace
 
@@ -66,7 +67,10 @@ def monitor(workspace: Workspace, which: str | Monitor, until_us: int | None = N
         definition=definition,
         models=readers_of(list_consumers(workspace.ledger, workspace.project), [found.target.key]),
     )
-    return _kept(workspace, document)
+    result = _kept(workspace, document)
+    if isinstance(found.target, FeatureView):
+        return result
+    return replace(result, after_now=rows_after(workspace, found.target.name, max(until_us, workspace.clock()) + 1))
 
 
 def _applied(workspace: Workspace, which: str | Monitor) -> Monitor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from featurestore.quality.causes import CAUSES
+from featurestore.served.keep import after_now_text
 from featurestore.tables import html_table, visible
 from featurestore.types.times import to_short_rfc3339
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 HEADS = ("feature", "rows", "as then", "as now", "mean error", "greatest")
+SHOWN_ENTITIES, MOST_SHOWN = 3, 100
+"""So many entities are told in words, and so many characters of each; `Parity.to_dict` has more."""
+_HASH = re.compile("([0-9a-f]{12})[0-9a-f]{12,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,8 @@ class Parity:
     """Values that differ from one of the two, explained or not."""
     not_explained: int = 0
     """Differences beyond the first 50,000: they are counted, and nobody looked for their causes."""
+    after_now: int = 0
+    """Served rows that lie after now and after the span: they are not compared."""
 
     @property
     def is_empty(self) -> bool:
@@ -99,6 +106,7 @@ class Parity:
             "not_known": dict(self.not_known),
             "other_secret": self.other_secret,
             "not_explained": self.not_explained,
+            "after_now": self.after_now,
             "unexplained": self.unexplained,
         }
 
@@ -115,8 +123,9 @@ class Parity:
 
     def title(self) -> str:
         """Return what was compared, in words."""
-        span = f"{to_short_rfc3339(self.start_us)} to {to_short_rfc3339(self.end_us)}"
-        return f"{self.service}: {self.rows:,} served rows from {span}"
+        end = to_short_rfc3339(self.end_us)
+        span = f"from {to_short_rfc3339(self.start_us)} to {end}" if self.start_us else f"up to {end}"
+        return f"{self.service}: {self.rows:,} served rows {span}"
 
     def notes(self) -> Iterator[str]:
         """Yield what the figures do not say."""
@@ -134,8 +143,11 @@ class Parity:
         if self.other_secret:
             told = _rows(self.other_secret, "is", "are")
             yield f"{told} not compared: the join keys are hashed with another secret than the settings have"
-        if self.entities:
-            yield f"most differences: {', '.join(f'{visible(name)} ({count:,})' for name, count in self.entities)}"
+        if self.after_now:
+            yield after_now_text(self.after_now)
+        for name, count in self.entities[:SHOWN_ENTITIES]:
+            short = visible(_HASH.sub(r"\1…", name))[:MOST_SHOWN]
+            yield f"most differences: {short} ({count:,})"
 
     def __str__(self) -> str:
         rows = [HEADS, *self.cells()]

@@ -8,12 +8,20 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from featurestore.quality.figures import Task
+from featurestore.served.joining import same_id_text
+from featurestore.served.keep import after_now_text
 from featurestore.tables import html_table, visible
 from featurestore.types.times import duration_text, to_short_rfc3339
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_UNUSABLE: Mapping[Task, str] = {
+    "numbers": "null or not finite",
+    "yes/no": "null, not finite, or no score between 0 and 1",
+    "classes": "null",
+}
+"""What cannot be judged, by what is judged."""
 HEADS = ("model", "rows", "not matured", "without label")
 
 
@@ -67,6 +75,10 @@ class Performance:
     """Predictions that a later one of the same request, row and model replaced."""
     other_kind: int = 0
     """Values of the prediction that are of another kind than those that are judged: in no other figure."""
+    same_id: int = 0
+    """Served rows with the request id of a later one: predictions for either count for the later one."""
+    after_now: int = 0
+    """Served rows that lie after now and after the span: they are in no other figure."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -85,6 +97,8 @@ class Performance:
             "models": models,
             "repeated": self.repeated,
             "other_kind": self.other_kind,
+            "same_id": self.same_id,
+            "after_now": self.after_now,
         }
 
     def to_pandas(self) -> pd.DataFrame:
@@ -111,8 +125,11 @@ class Performance:
 
     def title(self) -> str:
         """Return what was judged, in words."""
-        span = f"{to_short_rfc3339(self.start_us)} to {to_short_rfc3339(self.end_us)}"
-        return f"{self.service}: {self.prediction} beside {self.label} within {duration_text(self.horizon_us)}, {span}"
+        what = f"{self.service}: {self.prediction} beside {self.label} within {duration_text(self.horizon_us)}"
+        firsts = (each.first_us for each in self.models if each.first_us is not None)
+        start_us = self.start_us or min(firsts, default=0)  # without a start it is that of the rows
+        end = to_short_rfc3339(self.end_us)
+        return f"{what}, {to_short_rfc3339(start_us)} to {end}" if start_us else f"{what}, up to {end}"
 
     def notes(self) -> Iterator[str]:
         """Yield what the table does not say."""
@@ -122,6 +139,10 @@ class Performance:
             yield f"{self.repeated:,} predictions were logged again: the last one counts"
         if self.other_kind:
             yield f"{self.other_kind:,} predictions are of another kind than those that are judged: left out"
+        if self.same_id:
+            yield same_id_text(self.same_id)
+        if self.after_now:
+            yield after_now_text(self.after_now)
         view = self.label.partition(":")[0]
         for each in self.models:
             name = visible(each.model)
@@ -130,7 +151,7 @@ class Performance:
             if each.without_served:
                 yield f"{name}: {each.without_served:,} predictions are of requests that are not in the served log"
             if each.unusable:
-                yield f"{name}: {each.unusable:,} predictions are null, not finite, or no score between 0 and 1"
+                yield f"{name}: {each.unusable:,} predictions are {_UNUSABLE[self.task]}"
 
     def __str__(self) -> str:
         rows = [self.heads, *self.cells()]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from featurestore_registry.documents import COMPARED, MonitorDocument, WatchedFeature
 
+from featurestore.served.keep import after_now_text
 from featurestore.tables import html_table, visible
 from featurestore.types.times import duration_text, to_second, to_short_rfc3339
 
@@ -38,6 +39,8 @@ class MonitorResult:
     """The figures, as they are kept."""
     is_kept: bool = True
     """False where it ends before what was found last: such a look back changes no alarm."""
+    after_now: int = 0
+    """Rows that were served after now and after the window: no window holds them until then."""
 
     @property
     def state(self) -> str:
@@ -67,7 +70,7 @@ class MonitorResult:
                 if f"{name}_us" in part:
                     at_us = part.pop(f"{name}_us")
                     part[name] = to_short_rfc3339(at_us) if at_us else None
-        return {**plain, "kept": self.is_kept}
+        return {**plain, "kept": self.is_kept, "after_now": self.after_now}
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a row for each line that was compared."""
@@ -112,6 +115,8 @@ class MonitorResult:
         for each in it.features:
             for cause in each.causes:
                 yield f"{each.name}: {cause.told}"
+        if self.after_now:
+            yield after_now_text(self.after_now)
         if not self.is_kept:
             yield "a look back: a later window was looked at before, so this is not kept and changes no alarm"
         if it.alarms and it.models:

@@ -109,7 +109,7 @@ class _Request(threading.Thread):
         connection = HTTPSConnection if scheme == "https" else HTTPConnection
         self._connection = connection(host, port, timeout=ANSWER_SECONDS)
         self._body, self._signature, self._is_given_up = body, signature, False
-        self.told = ""
+        self.told = "it broke off"
         """Why the message was not taken; empty where it was."""
 
     def run(self) -> None:

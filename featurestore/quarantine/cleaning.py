@@ -10,7 +10,7 @@ from featurestore.errors import DamagedFileError
 from featurestore.ledger.leases import holding
 from featurestore.offline.interface import TableId
 from featurestore.quarantine.files import blobs_of, files_of, reader_of, what
-from featurestore.quarantine.held import held_rows
+from featurestore.quarantine.held import held_rows, note_held
 from featurestore.workspace import Readers, Workspace
 
 
@@ -43,8 +43,13 @@ def clean(workspace: Workspace, table: TableId, *, dry_run: bool = False) -> Cle
     if old and not dry_run:
         holder = secrets.token_hex(8)
         with holding(workspace.ledger, table.project, table.view, holder=holder, clock=workspace.clock):
-            for name in old:  # a run may just be reading them
-                blobs.delete(name, what(table))
+            try:
+                note_held(workspace.ledger, workspace.offline, table)  # before: what is lost is not to look tidied
+                for name in old:  # a run may just be reading them
+                    blobs.delete(name, what(table))
+                note_held(workspace.ledger, workspace.offline, table, is_tidied=True)
+            except DamagedFileError:
+                return None
     return Cleaned(table, len(old), 0, is_gone=False) if old else None
 
 
@@ -55,8 +60,10 @@ def clean_gone(workspace: Workspace, table: TableId, *, dry_run: bool = False) -
     if not names:
         return None
     held = held_count(workspace, table)
-    for name in [] if dry_run else names:
-        blobs.delete(name, what(table))
+    if not dry_run:
+        for name in names:
+            blobs.delete(name, what(table))
+        note_held(workspace.ledger, workspace.offline, table, is_tidied=True)
     return Cleaned(table, len(names), held, is_gone=True)
 
 

@@ -14,13 +14,17 @@ from featurestore_registry.interface import Ledger, LedgerReader
 
 from featurestore.engine.checks import FAILED, ROW_ID
 from featurestore.offline.interface import BlobReader, OfflineReader, TableId
-from featurestore.quarantine.files import KeptFile, State, files_of, ids_of, read, reader_of
+from featurestore.quarantine.files import KeptFile, State, files_of, ids_of, read, reader_of, what
 from featurestore.registered.records import understood
 from featurestore.registered.snapshot import generation_key
 from featurestore.types.arrow import one_array
+from featurestore.types.times import to_rfc3339
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+NOT_COUNTED = 50
+"""At most so many files were written and not counted, because who wrote them died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +88,27 @@ def counts_by_rule(held: Sequence[HeldRows]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda counted: (-counted[1], counted[0])))
 
 
-def note_held(ledger: Ledger, offline: OfflineReader, table: TableId, run: str | None = None) -> None:
+def note_held(
+    ledger: Ledger,
+    offline: OfflineReader,
+    table: TableId,
+    run: str | None = None,
+    *,
+    read_again: Iterable[tuple[int, int]] = (),
+    is_tidied: bool = False,
+) -> None:
     """Let the registry know how many rows a generation holds, where that changed. Raises DamagedFileError.
 
-    What ``run`` set aside is added to what is known, if nothing else changed: the other files are not read again.
+    What ``run`` set aside is added to what is known, if nothing else changed: the other files are not read again. Rows
+    of files that are gone count as lost, until the files are back or a run has ``read_again`` their span; not where the
+    caller removed files that are no longer needed: it has let this look before.
     """
     blobs, key = reader_of(offline, table), generation_key(table.view, table.generation)
-    files = files_of(blobs)
-    entry = ledger.latest(table.project, QUARANTINE, key)
-    with understood("a quarantine"):
-        known = QuarantineDocument() if entry is None else msgspec.convert(entry.document, QuarantineDocument)
-    names = _hash(files)
-    if names == known.files:
+    files, known = files_of(blobs), _noted(ledger, table)
+    names, lost = _hash(files), known.lost
+    first_us, last_us = known.span_us or (0, 0)
+    is_over = any(start <= first_us and last_us < end for start, end in read_again)
+    if names == known.files and not (lost and is_over):
         return
     added = [file for file in files if file.state == "held" and file.id == run]
     if _hash(file for file in files if file not in added) == known.files:
@@ -103,14 +116,58 @@ def note_held(ledger: Ledger, offline: OfflineReader, table: TableId, run: str |
         before = known
     else:
         held, before = held_rows(blobs, table, [ROW_ID, FAILED]), QuarantineDocument()
+        if not is_tidied and not _are_there(known.files, files):
+            lost = max(lost + known.held - sum(each.rows.num_rows for each in held if each.file not in added), 0)
+    lost = 0 if is_over else lost
     rules = dict(Counter(before.rules) + Counter(counts_by_rule(held)))
     rows = before.held + sum(each.rows.num_rows for each in held)
-    ledger.append(table.project, QUARANTINE, key, msgspec.to_builtins(QuarantineDocument(rows, rules, names)))
+    spans = [(each.file.first_us, each.file.last_us) for each in held]
+    spans += [known.span_us] if known.span_us is not None and (before is known or lost) else []
+    span_us = (min(first for first, _ in spans), max(last for _, last in spans)) if spans else None
+    made = QuarantineDocument(rows, rules, names, lost, span_us)
+    ledger.append(table.project, QUARANTINE, key, msgspec.to_builtins(made))
+
+
+def lost_held(ledger: LedgerReader, offline: OfflineReader, table: TableId) -> str:
+    """Return in words how many rows were held and are in no file any more; empty where none are.
+
+    Files are read only where some are not those that the registry counted. Raises DamagedFileError.
+    """
+    blobs, known = reader_of(offline, table), _noted(ledger, table)
+    lost = known.lost
+    if not _are_there(known.files, files_of(blobs)):
+        lost += known.held - sum(each.rows.num_rows for each in held_rows(blobs, table, [ROW_ID]))
+    if lost <= 0:
+        return ""
+    again = ""
+    if known.span_us is not None:
+        span = f"{to_rfc3339(known.span_us[0])} {to_rfc3339(known.span_us[1] + 1)}"
+        again = (
+            f", or run `fs materialize {span} --view {table.view}`: it reads them from the source again, and sets "
+            "aside those that still fail"
+        )
+    rows = "1 row is" if lost == 1 else f"{lost:,} rows are"
+    return (
+        f"{rows} missing from {what(table)}: the registry counted them, and no file holds them. Restore the files from "
+        f"a backup of the offline store{again}."
+    )
+
+
+def _are_there(counted: str, files: Sequence[KeptFile]) -> bool:
+    """Tell whether the files of a count are all there: then they are those that are, without the newest ones."""
+    least = max(len(files) - NOT_COUNTED, 0)
+    return not counted or any(_hash(files[:count]) == counted for count in range(len(files), least - 1, -1))
 
 
 def _hash(files: Iterable[KeptFile]) -> str:
     names = sorted(file.name for file in files)
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16] if names else ""
+
+
+def _noted(ledger: LedgerReader, table: TableId) -> QuarantineDocument:
+    entry = ledger.latest(table.project, QUARANTINE, generation_key(table.view, table.generation))
+    with understood("a quarantine"):
+        return QuarantineDocument() if entry is None else msgspec.convert(entry.document, QuarantineDocument)
 
 
 def noted_held(ledger: LedgerReader, project: str) -> Mapping[str, QuarantineDocument]:

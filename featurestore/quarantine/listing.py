@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.engine.checks import FAILED, ROW_ID
-from featurestore.errors import NotFoundError, did_you_mean
+from featurestore.errors import DamagedFileError, NotFoundError, did_you_mean
 from featurestore.offline.interface import TableId
 from featurestore.quarantine.files import files_of, reader_of, tables_of, why_of
-from featurestore.quarantine.held import HeldRows, counts_by_rule, held_rows
+from featurestore.quarantine.held import HeldRows, counts_by_rule, held_rows, lost_held, noted_held
 from featurestore.types.arrow import arrow_schema
 from featurestore.types.columns import CREATED, EVENT, LOG_COLUMNS
 from featurestore.workspace import Readers
@@ -101,6 +102,19 @@ def decisions(workspace: Readers, view: str | None = None) -> Iterator[Decision]
             if file.state != "held":
                 why = why_of(reader, table, file)
                 yield Decision(table.view, table.generation, file.state, file.at_us, file.rows, why.by, why.reason)
+
+
+def lost_rows(workspace: Readers, view: str | None = None) -> dict[str, str]:
+    """Return in words which rows were held and are in no file any more, by the key of the generation."""
+    found = {}
+    for key in noted_held(workspace.ledger, workspace.project):
+        name, _, generation = key.rpartition(".")
+        if view in (None, name):
+            with suppress(DamagedFileError):  # reading the file tells that
+                table = TableId(workspace.project, name, int(generation))
+                if told := lost_held(workspace.ledger, workspace.offline, table):
+                    found[key] = told
+    return found
 
 
 def held_table(workspace: Readers, view: str, generation: int | None = None, *, run: str | None = None) -> pa.Table:

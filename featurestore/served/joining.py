@@ -44,10 +44,12 @@ class PredictedRows:
     """These, as they were logged."""
     other_kind: int = 0
     """Values of the span that are of another kind than most of their name: each kind has a column of its own."""
+    same_id: int = 0
+    """Served rows of the span that have predictions and the request id of a later one, beside which these stand."""
 
     def counts(self) -> dict[str, int]:
         """Return the counts by name."""
-        return {"repeated": self.repeated, "without_served": self.without_served, "other_kind": self.other_kind}
+        return {name: getattr(self, name) for name in ("repeated", "without_served", "other_kind", "same_id")}
 
     def notes(self) -> Iterator[str]:
         """Yield the counts that are not 0, in words."""
@@ -57,10 +59,20 @@ class PredictedRows:
             yield f"{self.without_served:,} predictions are of requests that are not in the served log"
         if self.other_kind:
             yield f"{self.other_kind:,} values are of another kind than most of their name, in columns of their own"
+        if self.same_id:
+            yield same_id_text(self.same_id)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows as a frame."""
         return self.rows.to_pandas()
+
+
+def same_id_text(rows: int) -> str:
+    """Return a note of served rows whose requests chose the id of another."""
+    return (
+        f"{rows:,} served rows have the request id of a later one: predictions stand beside the later one. Give each "
+        "request an X-Request-ID of its own, or none"
+    )
 
 
 def read_predictions(workspace: Readers, service: str, start_us: int, end_us: int) -> pa.Table:
@@ -90,8 +102,7 @@ def join_predictions(
         tables = _tables(workspace, service, start_us - CLOCKS_US, end_us + LATEST_US)
     except NotFoundError:  # of a service that is gone
         tables = []
-    tables = apart(tables, fitting)
-    name = None if only is None else PREDICTION + only
+    tables, name = apart(tables, fitting), None if only is None else PREDICTION + only
     others = sum(other_kind(table, name, start_us, end_us) for table in tables)
     logged = _in_order(tables if name is None else _only(tables, name))
     names = [*filter(is_prediction, logged.column_names)]
@@ -116,8 +127,9 @@ def join_predictions(
     for places in (last, *values.values()):
         is_used[places[places >= 0]] = True
     repeated = int((~is_used & _within(logged_us, start_us, end_us)).sum())
+    same_id = _earlier(*codes, _within(served_us, start_us, end_us))
     lonely = logged.take(pa.array(last[is_lonely]))
-    return PredictedRows(rows.sort_by(_ORDER), repeated, lonely.num_rows, lonely, others)
+    return PredictedRows(rows.sort_by(_ORDER), repeated, lonely.num_rows, lonely, others, same_id)
 
 
 def _tables(workspace: Readers, service: str, start_us: int, end_us: int) -> list[pa.Table]:
@@ -201,12 +213,29 @@ def _beside(served: Places, logged: Places, last: Places) -> Places:
     """Return for each last prediction the place of the newest row that was served for it, -1 for none."""
     import numpy as np
 
-    known, place = np.unique(served[::-1], return_index=True)
+    known, place = _newest(served)
     wanted = logged[last]
     at = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
     if not len(known):
         return np.full(len(wanted), -1, np.int64)
-    return np.where(known[at] == wanted, len(served) - 1 - place[at], -1)
+    return np.where(known[at] == wanted, place[at], -1)
+
+
+def _newest(served: Places) -> tuple[Places, Places]:
+    """Return each number of a request and row once, with the place of the newest row that was served for it."""
+    import numpy as np
+
+    known, place = np.unique(served[::-1], return_index=True)
+    return known, len(served) - 1 - place
+
+
+def _earlier(served: Places, logged: Places, is_inside: npt.NDArray[np.bool_]) -> int:
+    """Return how many served rows have predictions, and a later row of their number."""
+    import numpy as np
+
+    is_earlier = is_inside & np.isin(served, logged)
+    is_earlier[_newest(served)[1]] = False
+    return int(is_earlier.sum())
 
 
 def _instants(table: pa.Table, name: str) -> Places:

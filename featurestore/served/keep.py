@@ -16,6 +16,7 @@ from featurestore.served.joined import joined, without_others
 from featurestore.served.shape import ServedShape, shape_of
 from featurestore.served.showing import shown
 from featurestore.statistics.sets import thinned
+from featurestore.types.times import MAX_INSTANT
 from featurestore.workspace import Readers, Workspace
 
 if TYPE_CHECKING:
@@ -98,6 +99,23 @@ def read_served(
     schema = tables[-1].schema if shape is None else shape.schema
     rows = joined(SERVED, tables, schema).sort_by(SERVED.order)
     return shown(snapshot, service, rows, with_checksums=with_checksums)
+
+
+def rows_after(workspace: Readers, service: str, at_us: int) -> int:
+    """Return how many rows were served for a service from an instant on."""
+
+    def count(found: Iterator[pa.Table]) -> int:
+        return sum(table.num_rows for table in found)
+
+    return rows_between(SERVED, workspace, service, at_us, MAX_INSTANT + 1, count)
+
+
+def after_now_text(rows: int) -> str:
+    """Return a note of served rows that lie after now, and are therefore in no figure."""
+    return (
+        f"{rows:,} served rows lie after now and are in no figure: the clock of a server is ahead, or this one behind; "
+        "`fs served list` shows until when"
+    )
 
 
 def no_log(snapshot: Snapshot, service: str, kept: Sequence[str] = ()) -> NotFoundError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from unicodedata import category
@@ -115,6 +115,10 @@ def _column(name: str, values: Sequence[Any]) -> tuple[Sequence[Any], Form]:
     )
 
 
+_FORM_OF: Mapping[str, Form] = {"double": "number", "string": "text", "bool": "bool", "null": "nothing"}
+"""The forms by Arrow's types."""
+
+
 def _kind(form: Form) -> pa.DataType:
     import pyarrow as pa
 
@@ -160,6 +164,15 @@ def table_of(members: Sequence[Prediction], instance: str) -> pa.Table:
         values = [value for member in members for value in member.columns[name]]
         columns.append(pa.array(values, schema.field(PREDICTION + name).type))
     return pa.table(columns, schema=schema)
+
+
+def by_model(rows: pa.Table, kept_for: KeptFor) -> Iterator[Prediction]:
+    """Yield for each model in a file its names and forms, and how many rows it has, without the values."""
+    names = [name for name in rows.column_names if name.startswith(PREDICTION)]
+    forms = {name.removeprefix(PREDICTION): _FORM_OF.get(str(rows.schema.field(name).type)) for name in names}
+    known = tuple((name, form) for name, form in sorted(forms.items()) if form is not None)
+    for count in rows.column(MODEL).value_counts().to_pylist():
+        yield Prediction(kept_for, "", 0, count["values"], count["counts"], {}, known)
 
 
 def about_predictions(of: KeptFor) -> dict[str, Any]:

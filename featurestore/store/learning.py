@@ -87,8 +87,7 @@ class Learning(Observing):
         from featurestore.quality.labelling import label_served
 
         name = service if isinstance(service, str) else service.name
-        listed = [labels] if isinstance(labels, Label) else list(labels)
-        return label_served(self.workspace, name, listed, *self._span(start, end))
+        return label_served(self.workspace, name, labels, *self._span(start, end))
 
     def performance(
         self,
@@ -137,7 +136,7 @@ class Learning(Observing):
     def features_for(self, model: str) -> ModelFeatures:
         """Return the features that a model of MLflow was trained with, to serve them to it.
 
-        ``model`` is ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN_ID``; its run had
+        ``model`` is ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/RUN_ID`` or a ``model_uri``; its run had
         `TrainingSet.log_to_mlflow`. MLflow is asked once, at this call, by its own settings (MLFLOW_TRACKING_URI), and
         the model itself is never loaded. Needs the extra ``mlflow``.
 

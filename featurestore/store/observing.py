@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import FeatureService, FeatureView, Monitor
-from featurestore.types.times import MAX_INSTANT, MIN_INSTANT, Instant, given_instant
+from featurestore.types.times import MAX_INSTANT, MIN_INSTANT, Instant, check_span, given_instant
 from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ class Observing:
         The service is declared with ``log=ServedLog(...)``. A row is one entity row of a request: ``request_id``,
         ``served_at``, ``key.*`` (as hashes where the log keeps them so), ``request.*``, ``value.*`` as it was stored
         (before defaults, NaN as NaN), ``status.*``, and for each view that was read what its record was. By default
-        everything that is kept. Raises NotFoundError, DamagedFileError, and InputError where a column changed its type.
+        everything that is kept. Raises NotFoundError, DamagedFileError, IntervalError for a span without an instant,
+        and InputError where a column changed its type.
         """
         from featurestore.served.keep import read_served
 
@@ -189,13 +190,17 @@ class Observing:
     def _span(self, start: Instant | None, end: Instant | None) -> tuple[int, int]:
         """Return a span in microseconds: from the first on where there is no start, up to now without an end."""
         start_us = 0 if start is None else given_instant(start)
-        return start_us, self.workspace.clock() + 1 if end is None else given_instant(end)
+        end_us = self.workspace.clock() + 1 if end is None else given_instant(end)
+        check_span(start_us, end_us)
+        return start_us, end_us
 
 
 def _kept(start: Instant | None, end: Instant | None) -> tuple[int, int]:
     """Return a span in microseconds, without a bound where none is given: clocks of servers may be ahead."""
     start_us = MIN_INSTANT if start is None else given_instant(start)
-    return start_us, MAX_INSTANT + 1 if end is None else given_instant(end)
+    end_us = MAX_INSTANT + 1 if end is None else given_instant(end)
+    check_span(start_us, end_us)
+    return start_us, end_us
 
 
 def _name_of(view: str | FeatureView) -> str:

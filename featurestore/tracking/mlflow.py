@@ -40,8 +40,9 @@ _PROBE_S = 5.0
 
 _RUN = re.compile(r"runs:/([A-Za-z0-9][A-Za-z0-9_-]{0,255})(?:/[^\s]*)?")
 _MODEL = re.compile(r"models:/([^/:]{1,250})(?:@([A-Za-z0-9_-]{1,255})|/([1-9][0-9]{0,9}))")
-_LOGGED = re.compile(r"m-[0-9a-f]{32}")
-_FORMS = "Write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID."
+_LOGGED = re.compile(r"(?:models:/)?(m-[0-9a-f]{32})")
+_LOGIN = re.compile(r"://\S*@")
+_FORMS = "Write models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID or a logged model's model_uri."
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +123,15 @@ def read_run(uri: str) -> TrackedRun:
     Raises InputError for a text that names neither, NotFoundError with the closest name, ModelError for a version
     without a run, TrackerError.
     """
-    is_run = str(uri).startswith("runs:")
-    found = _checked(uri, _RUN if is_run else _MODEL)
+    form = next((each for each in (_RUN, _LOGGED) if each.fullmatch(str(uri))), _MODEL)
+    found = _checked(uri, form)
     client = _client()
     with _translated():
-        if is_run:
-            return TrackedRun(uri, found[1], _run(client, found[1], uri).data.tags)
+        if form is not _MODEL:
+            run_id = found[1] if form is _RUN else _run_of_logged(client, found[1])
+            if not run_id:
+                raise NotFoundError(f"MLflow has no logged model {found[1]!r} of a run.", hint="Was it deleted?")
+            return TrackedRun(uri, run_id, _run(client, run_id, uri).data.tags)
         name, alias, number = found[1], found[2], found[3]
         model = _found(lambda: client.get_registered_model(name))
         if model is None:
@@ -146,7 +150,7 @@ def read_run(uri: str) -> TrackedRun:
             raise NotFoundError(
                 f"Model {name!r} has no version {number}.", hint="`mlflow models` or its page lists them.", name=number
             )
-        run_id = version.run_id or _run_of_logged(client, version)
+        run_id = version.run_id or _run_of_logged(client, str(getattr(version, "model_id", None) or ""))
         if not run_id:
             raise ModelError(
                 f"Version {number} of model {name!r} names no run: MLflow cannot say what it was trained with.",
@@ -211,7 +215,13 @@ def _client() -> Any:
 
 def _check_there(uri: str) -> None:
     """Raise TrackerError at once where MLflow would try for minutes, or make an empty store."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+        at = f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")  # it may hold a password
+    except ValueError:
+        raise TrackerError(
+            "MLFLOW_TRACKING_URI is no URL.", hint="Percent-encode what stands in its user and password."
+        ) from None
     if parts.scheme == "sqlite" and not Path(unquote(parts.path[1:])).exists():
         raise TrackerError(
             "No MLflow server is named, and there is no mlflow.db here.",
@@ -223,7 +233,6 @@ def _check_there(uri: str) -> None:
 
     insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
     verify: bool | str = False if insecure else os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
-    at = f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")  # it may hold a password
     try:  # any answer will do: a server behind a login may refuse this one
         requests.get(f"{at}/health", timeout=_PROBE_S, verify=verify, allow_redirects=False, stream=True).close()
     except requests.RequestException as error:
@@ -241,9 +250,9 @@ def _translated() -> Iterator[None]:
     except (mlflow.exceptions.MlflowException, ImportError, OSError) as error:
         first = str(error).strip().splitlines()
         raise TrackerError(
-            f"MLflow failed: {first[0] if first else type(error).__name__}",
+            f"MLflow failed: {_LOGIN.sub('://', first[0]) if first else type(error).__name__}",
             hint="Look at MLflow's log; MLFLOW_TRACKING_URI and its token say whom it speaks with.",
-        ) from error
+        ) from None  # it names the URL, which may hold a password
 
 
 def _found(work: Any) -> Any:
@@ -265,9 +274,8 @@ def _run(client: Any, run_id: str, uri: str) -> Any:
     return run
 
 
-def _run_of_logged(client: Any, version: Any) -> str | None:
-    """Return the run of the logged model that a version was made from."""
-    model = str(getattr(version, "model_id", None) or "")
+def _run_of_logged(client: Any, model: str) -> str | None:
+    """Return the run of a logged model, which is what a version is made from."""
     if not _LOGGED.fullmatch(model):
         return None
     found = _found(lambda: client.get_logged_model(model))

@@ -124,15 +124,17 @@ def certify(
     now_us: int,
     notes: Mapping[str, str],
     left_out: int = 0,
+    horizon_us: int | None = None,
 ) -> Certificate:
     """Examine a join and recompute its sampled rows; the certificate quotes the ``notes`` by view.
 
-    Raises CertificateError when a check fails.
+    ``horizon_us`` is for a label, which stands at the end of its horizon: only what happened within it counts. Raises
+    CertificateError when a check fails.
     """
     rows.verify()
     with ThreadPoolExecutor(1, thread_name_prefix="certificate") as aside:
         # The plain loops read files and run Python while the engine's threads work outside of it.
-        looped = [aside.submit(recompute, rows, pinned, observed) for pinned in rows.pins]
+        looped = [aside.submit(recompute, rows, pinned, observed, horizon_us) for pinned in rows.pins]
         facts = rows.join.facts()
     uncovered = {gap.view: gap.rows for gap in gaps}
     views = []
@@ -163,7 +165,7 @@ def certify(
 def _of_label(label: JoinedLabel, now_us: int, notes: Mapping[str, str]) -> LabelCertificate:
     """Certify a label as the join that it is, at the ends of the horizons."""
     facts, without = label.facts, label.column.null_count
-    found = certify(label.rows, label.observed, (), 0, now_us, notes)
+    found = certify(label.rows, label.observed, (), 0, now_us, notes, horizon_us=facts.horizon_us)
     return LabelCertificate(
         name=facts.name,
         feature=facts.feature,
@@ -227,17 +229,18 @@ def _view_certificate(
     )
 
 
-def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> int:
+def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed, horizon_us: int | None = None) -> int:
     """Answer the sampled rows of one view again by plain loops, and return how many rows that were.
 
-    Raises CertificateError where a value differs.
+    Of a label the loops see only what happened after the row, whatever the join was asked. Raises CertificateError
+    where a value differs.
     """
     import numpy as np
     import pyarrow as pa
 
     join = pinned.view_join()
     if join.view.aggregations:
-        count, wrong = recounted(rows, pinned, observed)
+        count, wrong = recounted(rows, pinned, observed, horizon_us)
         for place, feature, found, wanted in wrong:
             raise _differs(observed, join.name, place, feature, found, wanted)
         return count
@@ -250,7 +253,10 @@ def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> int:
     history = _History(rows.offline, pinned, Asked(columns, at_us.to_numpy(), oldest_us))
     answers = []
     for key, at in zip(keys, times, strict=True):
-        answer = reference_answer(key, at, history.near(key, at), ttl_us=join.view.ttl_us, as_of=join.as_of)
+        near = history.near(key, at)
+        if horizon_us is not None:
+            near = [row for row in near if row.event_us > at - horizon_us]
+        answer = reference_answer(key, at, near, ttl_us=join.view.ttl_us, as_of=join.as_of)
         answers.append(answer if isinstance(answer, ReferenceRow) else None)
     expected = history.values(answers)
     for feature, joined in observed.values(pinned.read).items():

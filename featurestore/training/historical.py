@@ -26,7 +26,7 @@ from featurestore.request.on_demand import OnDemandFunction
 from featurestore.training.coverage import Gap, find_gap
 from featurestore.training.frames import EntityFrame, check_frame, own_columns
 from featurestore.training.joins import JoinedLabel, JoinedRows, PinnedRead, SpanRows, pin
-from featurestore.training.labels import LabelRead, OldEnough, read_labels
+from featurestore.training.labels import LabelRead, OldEnough, listed_labels, read_labels
 from featurestore.training.training_set import TrainingSet
 from featurestore.types.times import to_instant, to_rfc3339
 from featurestore.workspace import Readers, Workspace
@@ -60,8 +60,7 @@ def get_historical_features(
         raise InputError(f"as_of={as_of!r} is not a way to read time.", hint="Pass 'available', 'event', or nothing.")
     snapshot = workspace.snapshot() if snapshot is None else snapshot
     request = resolve(snapshot, features, full_feature_names=full_feature_names)
-    listed = [labels] if isinstance(labels, Label) else list(labels)
-    wanted = read_labels(snapshot, listed, request, full_feature_names=full_feature_names)
+    wanted = read_labels(snapshot, listed_labels(labels), request, full_feature_names=full_feature_names)
     if entity_df is None:
         if wanted:
             raise InputError("Labels belong to the rows of an entity frame.", hint="Pass one, with its times.")

@@ -1,7 +1,8 @@
 """Labels beside rows: a point-in-time join at the end of a horizon, of events within it, for rows that are old enough.
 
 The value that is known at t + horizon of an event after t is the point-in-time value there with a greatest age just
-below the horizon. So one join makes features and labels, and late rows and corrections count alike.
+below the horizon. So one join makes features and labels, and late rows and corrections count alike. A window of a label
+has exact ends: in steps its old end could lie before the row.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from featurestore_registry.documents import LABEL
 from featurestore_registry.interface import LedgerReader
 
 from featurestore.definitions import Label
+from featurestore.definitions.aggregation import ExactAggregation
 from featurestore.definitions.label import SHORTER_WINDOW
 from featurestore.errors import InputError, OutputNameClashError
 from featurestore.ledger.watermarks import Watermark, covered, read_watermark
@@ -47,6 +49,12 @@ class LabelRead:
 
     def frame(self, own: OwnColumns, timestamp_column: str) -> EntityFrame:
         """Return the rows of a table at the ends of their horizons; raises as `check_frame`."""
+        if found := [name for name in own.names if str(name).lower() == self.name.lower()]:
+            raise OutputNameClashError(
+                f"The label {self.label.reference} has the name of your own column {found[0]!r}.",
+                hint='Give the label another name: Label(..., name="...").',
+                column=self.name,
+            )
         return later(check_frame(own, self.request, timestamp_column), self.label.horizon_us)
 
     def document(self) -> dict[str, Any]:
@@ -64,10 +72,21 @@ def later(frame: EntityFrame, by_us: int) -> EntityFrame:
     return replace(frame, keys=frame.keys.set_column(place, TIME, times), request_data={})
 
 
+def listed_labels(labels: Any) -> list[Label]:
+    """Return labels as a list; raises InputError for a text, which would be taken letter by letter."""
+    if isinstance(labels, str):
+        raise _no_label(labels)
+    return [labels] if isinstance(labels, Label) else list(labels)
+
+
+def _no_label(given: Any) -> InputError:
+    return InputError(f"{given!r} is not a Label.", hint='Pass Label("view:feature", horizon=timedelta(hours=6)).')
+
+
 def read_label(snapshot: Snapshot, label: Label, *, full_feature_names: bool = False) -> LabelRead:
     """Return a label, resolved against the applied definitions; raises NotFoundError and InputError."""
     if not isinstance(label, Label):
-        raise InputError(f"{label!r} is not a Label.", hint='Pass Label("view:feature", horizon=timedelta(hours=6)).')
+        raise _no_label(label)
     request = resolve(snapshot, label.feature, full_feature_names=full_feature_names)
     if request.on_demand or len(request.outputs) != 1:
         raise InputError(
@@ -79,9 +98,11 @@ def read_label(snapshot: Snapshot, label: Label, *, full_feature_names: bool = F
         output = replace(output, name=label.name)
     if lack := label.lack_in(read.view):
         raise InputError(lack, hint=SHORTER_WINDOW)
-    if not read.view.aggregations:
-        within = replace(read.registered, view=read.view.replaced(ttl=label.horizon - MICROSECOND))
-        read = replace(read, registered=within)
+    if read.view.aggregations:
+        view = read.view.replaced(aggregations=tuple(map(ExactAggregation.of, read.view.aggregations)))
+    else:
+        view = read.view.replaced(ttl=label.horizon - MICROSECOND)
+    read = replace(read, registered=replace(read.registered, view=view))
     return LabelRead(label, replace(request, reads=(read,), outputs=(output,)))
 
 

@@ -29,8 +29,10 @@ MOST_EVENTS = 500_000
 Key = tuple[Any, ...]
 
 
-def recounted(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> tuple[int, list[tuple[int, str, Any, Any]]]:
-    """Compute the sampled rows of a windowed view again.
+def recounted(
+    rows: JoinedRows, pinned: PinnedRead, observed: Observed, horizon_us: int | None = None
+) -> tuple[int, list[tuple[int, str, Any, Any]]]:
+    """Compute the sampled rows of a windowed view again; of a label only by what happened within its horizon.
 
     Returns how many rows that were, and each value that differs: place in the sample, feature, what the set holds, and
     what the loops give.
@@ -51,7 +53,8 @@ def recounted(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> tuple
     seen = count = 0
     wrong: list[tuple[int, str, Any, Any]] = []
     for place, (key, at_us) in enumerate(asked):
-        near = {name: events.near(key, at_us, windows[name]) for name in joined}
+        after_us = None if horizon_us is None else at_us - horizon_us
+        near = {name: events.near(key, at_us, windows[name], after_us) for name in joined}
         looks = sum(map(len, near.values()))
         if seen + looks > MOST_EVENTS and count:
             continue
@@ -131,13 +134,18 @@ class EntityEvents:
         for key, made in zip(keys, map(ReferenceEvent, *each), strict=True):
             self._by_key.setdefault(key, []).append(made)
 
-    def near(self, key: Key, at_us: int, window: Window) -> range:
-        """Return where the events of a key are that a window can see at an instant, and one step before it."""
+    def near(self, key: Key, at_us: int, window: Window, after_us: int | None = None) -> range:
+        """Return where the events of a key are that a window can see at an instant, and one step before it.
+
+        None up to ``after_us``, where it is given.
+        """
         events = self._by_key.get(key, [])
         begin = 0
         if window.length_us is not None:
             oldest_us = at_us - window.length_us - window.resolution_us
             begin = bisect_left(events, oldest_us, key=_event_us)
+        if after_us is not None:
+            begin = max(begin, bisect_right(events, after_us, key=_event_us))
         return range(begin, bisect_right(events, at_us, key=_event_us))
 
     def value(self, window: Window, key: Key, at_us: int, near: range) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from featurestore_registry.records import Clock as Clock
 from featurestore_registry.records import system_clock as system_clock
 
-from featurestore.errors import ValueTypeError
+from featurestore.errors import IntervalError, ValueTypeError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,6 +83,15 @@ def _plain_moment(value: Any) -> Any:
     if isinstance(found, int):
         return found // 1000 if value.dtype.name == "datetime64[ns]" else value
     return value if found is None else found
+
+
+def check_span(start_us: int, end_us: int) -> None:
+    """Raise IntervalError for a span in which there is no instant."""
+    if start_us >= end_us:
+        raise IntervalError(
+            f"The span from {to_rfc3339(start_us)} to {to_rfc3339(end_us)} is empty.",
+            hint="Give a start that lies before the end; the start is part of the span, the end is not.",
+        )
 
 
 def to_datetime(instant: int) -> datetime:

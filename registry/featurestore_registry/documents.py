@@ -141,6 +141,10 @@ class QuarantineDocument:
     """How many of them fail each rule: ``field: rule``. A row may fail several."""
     files: str = ""
     """A hash of the names of the files from which this was counted."""
+    lost: int = 0
+    """Rows that were held, and that no file has any more though nobody decided about them."""
+    span_us: tuple[int, int] | None = None
+    """The least and the greatest event time of what is held or lost; None where nothing is."""
 
 
 Scalar = bool | int | float | str | None
@@ -209,8 +213,7 @@ class ColumnStatistics:
     at_points: tuple[int, ...] = ()
     """Rows of the sample with each value of its ``points``."""
     in_bins: tuple[int, ...] = ()
-    """Rows of the sample below the first edge, in each bin, above the last edge: one more than there are edges; empty
-    without edges."""
+    """Rows of the sample below the first edge, in each bin, above the last edge; empty without edges."""
     elsewhere: int = 0
     """Rows of the sample with a value that no point holds, of a column without edges, such as texts."""
     feature: str = ""

@@ -64,6 +64,8 @@ def test_a_run_is_accepted_once(world: World) -> None:
     with pytest.raises(MaterializationError, match=rf"Run {run} was accepted already: a new scale \("):
         world.store.accept(run, "again")
     assert (world.committed(), acceptances(world)) == (2, [run])
+    runs = all_runs(world.store.workspace.ledger, "taxi", now_us=world.clock())
+    assert [each.state for each in runs] == ["done", "failed"], "being refused is no run, and nothing failed"
 
 
 def test_a_blocked_run_tells_each_rule_in_one_form(world: World) -> None:

@@ -283,6 +283,9 @@ def test_2000_features_are_paged_fast_and_small(registry: Registry, local: httpx
     assert sorted(times)[50] < 0.1, f"half of the pages take longer than {sorted(times)[50]:.3f} s"
     for path in ("/", "/monitor", "/feature_view/driver_stats", "/feature_service/ride_eta_v2"):
         assert len(local.get(path).content) < 100_000, path
+    first_page = text_of(local.get("/monitor/ride_drift"))
+    assert first_page.count("alarm f") == 12, "a drawing is for each that is too far, on the first page not for all"
+    assert "a pair for each bin, value or status. Not drawn: f0487, f0527, f0567, f0607," in first_page
     assert "f0007 (distribution), f0047 (distribution), f0087 (distribution) and 47 more" in text_of(local.get("/"))
 
 

@@ -209,7 +209,7 @@ def test_files_that_are_cleaned_away_under_the_loops_open_the_set_again(
         finally:
             examined.set()
 
-    def recompute_after_a_cleaner(rows: Any, pinned: Any, observed: Observed) -> None:
+    def recompute_after_a_cleaner(rows: Any, pinned: Any, observed: Observed, *options: Any) -> None:
         assert examined.wait(60)
         if not cleaned:
             offline, version = workspace.offline, pinned.version
@@ -218,7 +218,7 @@ def test_files_that_are_cleaned_away_under_the_loops_open_the_set_again(
             schema = pinned.read.registered.table_schema
             offline.commit(version.table, schema, base=version.number, add=cleaned, remove=version.files)
             offline.clean(version.table, keep=[])
-        recompute(rows, pinned, observed)
+        recompute(rows, pinned, observed, *options)
 
     examine = DuckJoin.facts
     monkeypatch.setattr(DuckJoin, "facts", examine_first)

@@ -299,9 +299,9 @@ def test_labels_that_do_not_fit_are_refused(workspace: Workspace) -> None:
         (Label("rides:km_sum_1d", horizon=HORIZON), InputError, "looks back over 1 day"),
         (Label("rides:km_sum_all", horizon=HORIZON), InputError, "looks back over all of history"),
         (Label("stats:rides", horizon=HORIZON), OutputNameClashError, "Two output columns would be named 'rides'"),
-        (Label("outcomes:delay", horizon=HORIZON, name="driver"), OutputNameClashError, "own column 'driver'"),
+        (Label("outcomes:delay", horizon=HORIZON, name="driver"), OutputNameClashError, "Give the label another name"),
         ([Label("outcomes:delay", horizon=HORIZON)] * 2, OutputNameClashError, "named 'delay'"),
-        ("outcomes:delay", InputError, "is not a Label"),
+        ("outcomes:delay", InputError, "'outcomes:delay' is not a Label"),
         (Label(outcomes[["delay"]].with_join_keys({"driver": "who"}), horizon=HORIZON), EntityFrameError, "'who'"),
     ]
     for given, error, told in cases:

@@ -10,7 +10,9 @@ import json
 import re
 import socket
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -237,6 +239,12 @@ def runs_take_one_set(mlflow: Mlflow, run_id: str, world: World) -> None:
     assert sorted(each["dataset"]["digest"] for each in after["inputs"]["dataset_inputs"]) == sorted(
         [training.id[:32], other.id[:32]]
     )
+    long, most = mlflow.client.create_run("0").info.run_id, 12
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking, "MOST_TAG", most)
+        training.log_to_mlflow(run_id=long)
+    tags = mlflow.client.get_run(long).data.tags
+    assert tags["featurestore.training_set"] == training.id[:most]
     refused(training.log_to_mlflow, InputError, "No MLflow run is active", "mlflow.start_run()")
     refused(lambda: training.log_to_mlflow(run_id="0" * 32), NotFoundError, "no run '00000")
     refused(lambda: training.log_to_mlflow(run_id="../../etc"), InputError, "../../etc")
@@ -307,14 +315,19 @@ def what_names_nothing_is_refused(mlflow: Mlflow, world: World, fs: CommandLine)
         "bare", f"models:/{logged.model_id}", model_id=logged.model_id, await_creation_for=0
     )
     refused(lambda: ask("models:/bare/3"), ModelError, "not trained with a logged training set", run_id)
+    refused(lambda: ask(f"models:/{logged.model_id}"), ModelError, "not trained with a logged training set", run_id)
+    refused(lambda: ask(f"models:/m-{'a' * 32}"), NotFoundError, f"no logged model 'm-{'a' * 32}'")
+    refused(lambda: register(f"models:/{logged.model_id}"), ModelError, "not trained with")
     refused(lambda: register(f"runs:/{run_id}"), ModelError, "not trained with")
     # Others train without us, and an alias may name such a version.
     mlflow.client.set_registered_model_alias("bare", "champion", "2")
     mlflow.client.set_registered_model_alias("delays", "shadow", "1")
-    assert [each["name"] for each in fs.json("consumer", "models")] == [
-        "mlflow/delays@champion",
-        "mlflow/delays@shadow",
-    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking, "_PAGE", 1)  # the models are on more pages than one
+        assert [each["name"] for each in fs.json("consumer", "models")] == [
+            "mlflow/delays@champion",
+            "mlflow/delays@shadow",
+        ]
     assert "mlflow/delays@champion (ada) reads trips_v1" in fs("consumer", "models", "models:/delays@champion")
     assert "mlflow/delays@shadow is forgotten" in fs("consumer", "remove", "mlflow/delays@shadow")
     assert "no registered model 'dealys'" in fs("consumer", "models", "models:/dealys/1", expect=1)
@@ -393,6 +406,7 @@ def other_projects_are_refused(world: World, tmp_path: Path) -> None:
         "", "delays", "models:/", "models:/delays", "models:/delays/", "models:/delays/latest", "models:/delays/0",
         "models:/delays@", "models:/delays@a/b", "models:/a/b/1", "models:/../1/2", "models:/de\nlays/1", "runs:/",
         "runs:/../etc/passwd", "runs:/a b", "http://example.org/m", "models:/delays@champion?x=1", None, 3,
+        "models:/m-1", f"models:/m-{'g' * 32}",
     ],
 )  # fmt: skip
 def test_texts_that_name_no_model(uri: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,6 +434,34 @@ def test_mlflow_is_away_or_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         lambda: tracking.read_run("models:/delays/1"), TrackerError, "No MLflow server is named", "MLFLOW_TRACKING_URI"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_password_in_the_url_is_never_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answers_and_breaks_off() -> None:
+            for answer in (b"HTTP/1.0 200 OK\r\n\r\n", b""):
+                with listening.accept()[0] as connection:
+                    connection.recv(65_536)
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=answers_and_breaks_off)
+        thread.start()
+        port = listening.getsockname()[1]
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://zelda:pw@ssWORT@127.0.0.1:{port}")
+        with pytest.raises(TrackerError, match=f"MLflow failed: .*http://127.0.0.1:{port}/") as broken:
+            tracking.read_run("runs:/abc")
+        thread.join()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://zelda:pw/ssWORT@127.0.0.1:1")
+    with pytest.raises(TrackerError, match="MLFLOW_TRACKING_URI is no URL") as unreadable:
+        tracking.read_run("runs:/abc")
+    for caught in (broken, unreadable):
+        told = f"{caught.value} {caught.value.details} {''.join(traceback.format_exception(caught.value))}"
+        assert "ssWORT" not in told, told
+        assert "zelda" not in told, told
 
 
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,6 +185,13 @@ def test_what_was_served_before_is_a_baseline_and_tells_statuses_and_ages(world:
     late = world.monitor("by_time")
     assert found(late)["records of ratings"] == "alarm", str(late)
     assert "older than" in late["records of ratings"].lines[0].told
+    assert late.after_now == 0
+    world.clock.advance(timedelta(days=3))
+    world.serve()  # a server whose clock is ahead
+    world.clock.advance(timedelta(days=-3))
+    ahead = world.monitor("by_time")
+    assert (ahead.after_now, ahead.to_dict()["after_now"]) == (DRIVERS, DRIVERS)
+    assert f"{DRIVERS:,} served rows lie after now and are in no figure" in str(ahead)
 
 
 def test_rows_of_runs_are_compared_with_rows_of_runs(world: World) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,18 @@ def test_a_message_is_signed_sent_once_and_sent_again_where_it_was_not_taken(
     again = MonitorResult(newest_finding(store.workspace.ledger, "taxi", "watch")[0])  # type: ignore[arg-type]
     assert send(store.workspace, again) == ()
     assert len(receiver.got) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_message_whose_sender_died_was_not_taken(
+    store: FeatureStore, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = alarmed(store, "a1")
+    with monkeypatch.context() as patch:
+        patch.setattr(HTTPConnection, "connect", lambda _: {}["memory"])
+        with pytest.raises(MaterializationError, match="did not take the message: it broke off"):
+            send(store.workspace, result)
+    assert (send(store.workspace, result), len(receiver.got)) == (("a1",), 1)
 
 
 def test_redirects_are_not_followed(store: FeatureStore, receiver: Receiver) -> None:

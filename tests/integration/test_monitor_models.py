@@ -233,7 +233,7 @@ of_one = Monitor("of_one", service=hashed, baseline=timedelta(days=1), window=ti
     project.apply()
     named = {each.name: each.not_judged for each in run(project, clock, "of_names").document.features}
     assert named["auc of lte"] == "No model logged a prediction 'lte' in this span. Did you mean 'late'?"
-    assert "The prediction 'kind' is string, the label outcomes:delay is Float64" in named["bias of kind"]
+    assert "The prediction 'kind' is a text, the label outcomes:delay is Float64" in named["bias of kind"]
     assert "is not only 0 and 1, so it is no yes or no" in named["auc of late"]
     assert "0 predictions have a label" in named["accuracy of delay by nulls"]
     narrow = run(project, clock, "of_one")["bias of delay by narrow"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -44,6 +45,12 @@ def test_rows_that_are_committed_afterwards_are_late(world: World) -> None:
     assert causes(found) == ({"late": 3}, {})  # rating, trips, and what is computed of them
     assert {row["feature"] for row in found.differences.to_pylist()} == {"rating", "trips", "per_trip"}
     assert found.entities == (("driver_id=1", 3),)
+    hashed = (f"origin={'0f' * 32}, dest={'1e' * 32}", 7)
+    told = [note for note in replace(found, entities=(*found.entities, *[hashed] * 9)).notes() if "most" in note]
+    assert told == [
+        "most differences: driver_id=1 (3)",
+        *["most differences: origin=0f0f0f0f0f0f…, dest=1e1e1e1e1e1e… (7)"] * 2,
+    ]
     rating = found.features[0]
     assert (rating.rows, rating.differs_now, rating.greatest_error) == (5, 1, 0.5)
     assert rating.mean_error == pytest.approx(0.25)  # over the two rows in which both sides have a number

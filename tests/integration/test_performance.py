@@ -17,7 +17,7 @@ from support.rows import commit_rows, cover
 from support.serving import HOUR_US, Project, serving_here, small_project
 
 from featurestore import FeatureStore, Label
-from featurestore.errors import InputError, NotFoundError, SettingsError
+from featurestore.errors import InputError, IntervalError, NotFoundError, SettingsError
 from featurestore.quality.figures import classes, numbers, yes_or_no
 from featurestore.quality.performance import Performance
 from featurestore.served.predictions import KeptFor, checked, table_of
@@ -166,6 +166,8 @@ def test_yes_and_no_and_classes(project: Project, clock: ManualClock) -> None:
     assert of_flags.figures["accuracy"] == pytest.approx(right)
     (of_kinds,) = judged(project, clock, "outcomes:kind", prediction="kind").models
     assert of_kinds.figures == {"accuracy": sum(a == b for a, b in zip(kinds, guesses, strict=True)) / 60}
+    with pytest.raises(InputError, match="The prediction 'late' is a number, the label outcomes:kind is String"):
+        judged(project, clock, "outcomes:kind", prediction="late")
     for feature, prediction, task in (
         ("outcomes:kind", "late", None), ("outcomes:late", "kind", None), ("outcomes:day", "late", None),
         ("outcomes:kind", "kind", "numbers"),
@@ -204,8 +206,12 @@ def test_hashed_keys_and_labels_by_request_data(
         assert (young.left_out, *young.notes()) == (
             2, "of the 20:00:00 after the row for 'tip' 2 end after now: these rows are left out"
         )  # fmt: skip
-        with pytest.raises(InputError, match="each with a name of its own"):
-            store.label_served("hashed", [labels[0], labels[0]])
+        for wrong, told in (
+            ([labels[0], labels[0]], "Of these labels"), ([], "No label was given"),
+            ("trips:tip", "'trips:tip' is not a Label"),
+        ):  # fmt: skip
+            with pytest.raises(InputError, match=told):
+                store.label_served("hashed", wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="is of 'trip_id', which is neither a join key of 'logged' nor"):
         judged(project, clock, "trips:tip")
     monkeypatch.setenv("FS_SERVED__SECRET", "another one that nobody guesses")
@@ -230,7 +236,8 @@ def test_the_command_and_the_page_show_the_same(
     assert "&lt;b&gt;m" in page
     assert "\u202e" not in str(found)
     assert found.to_pandas()["bias"].tolist() == [-2.0]
-    assert "null, not finite, or no score" in str(found)
+    assert "1 predictions are null or not finite" in str(found)
+    assert "2024-02-01T12:00:00Z to 2024-02-01T22:00:00.000001Z" in found.title()
     text = fs(*wanted)  # by the machine's clock, years later: retention is gc's, not the reader's
     assert "mean absolute error" in text
     told = json.loads(fs(*wanted, "--json"))
@@ -243,6 +250,38 @@ def test_the_command_and_the_page_show_the_same(
     assert "'six'" in fs.err
     fs(*wanted[:4], "--horizon", "0h", *wanted[6:], expect=1)
     assert "after the row's" in fs.err
+
+
+def test_values_of_another_kind_and_rows_after_now_are_told(project: Project, clock: ManualClock) -> None:
+    """One client's texts, more of them than numbers, keep nobody from judging the numbers; a clock is ahead."""
+    begin_us = clock()
+    with serving_here(project.workspace(clock)) as client, serving_here(project.workspace(clock)) as other:
+        ask(client, "r", [1, 2])
+        predict(client, "r", "m", {"delay": [1.0, 2.0]})
+        for number in range(3):  # the other server does not know of numbers
+            predict(other, "r", "odd", {"delay": [f"t{number}", "t"]})
+        predict(other, "r", "m", {"delay": ["t", "t"]})
+        clock.now_us = begin_us + 72 * HOUR_US
+        ask(client, "ahead", [1, 2, 3])
+        predict(client, "ahead", "m", {"delay": [1.0, 2.0, 3.0]})
+    clock.now_us = begin_us + 10 * HOUR_US
+    commit_rows(project.workspace(clock), "outcomes", [outcome(who, begin_us + 1, delay=3.0) for who in (1, 2)])
+    found = judged(project, clock)
+    (model,) = found.models
+    assert (model.model, model.rows, model.unusable, model.figures["bias"]) == ("m", 2, 0, -1.5)
+    assert (found.other_kind, found.after_now, found.repeated) == (8, 3, 0)
+    told = str(found)
+    assert "8 predictions are of another kind than those that are judged: left out" in told
+    assert "3 served rows lie after now and are in no figure: the clock of a server is ahead" in told
+    with FeatureStore(project.root, clock=clock) as store:
+        parity = store.parity("logged")
+        assert (parity.rows, parity.after_now) == (2, 3)
+        assert "3 served rows lie after now" in str(parity)
+        assert "2 served rows up to 2024-02-01T22:00:00.000001Z" in parity.title()
+        later = to_datetime(begin_us + 100 * HOUR_US)
+        assert (store.parity("logged", end=later).rows, store.parity("logged", end=later).after_now) == (5, 0)
+        with pytest.raises(IntervalError, match="is empty"):
+            judged(project, clock, start=later)
 
 
 def test_a_hundred_thousand_rows(project: Project, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import signal
 import tracemalloc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from support.serving import TOKEN, Project, error_of, serving, serving_here, sma
 from featurestore import FeatureStore
 from featurestore.client import FeatureClient
 from featurestore.client import predictions as client_memory
-from featurestore.errors import DamagedFileError, InputError, NotFoundError
+from featurestore.errors import DamagedFileError, InputError, IntervalError, NotFoundError
 from featurestore.served import files
 from featurestore.served.joining import join_predictions, read_predictions
 from featurestore.served.predictions import KeptFor, Prediction, checked
@@ -88,7 +88,9 @@ def test_predictions_stand_beside_what_was_served(project: Project, clock: Manua
         several = {
             "delay": np.array([1, 2.5, float("nan")]),
             "why": ["a", None, HOSTILE],
-            "is_late": [True, False, None],
+            "is_late": [np.bool_(True), False, None],
+            "odd": [float("inf"), np.float32("-inf"), np.int64(3)],
+            "seen": pd.Series([1, None, pd.NA], dtype="Int64"),
         }
         clock.now_us += 1_000_000
         assert client.log_prediction(first.request_id, several, model="delays-2") == 3
@@ -103,6 +105,8 @@ def test_predictions_stand_beside_what_was_served(project: Project, clock: Manua
     assert [row["prediction.delay"] for row in rows] == [1.0, 2.5, None, 0.5]
     assert [row["prediction.why"] for row in rows] == ["a", None, HOSTILE, None]
     assert [row["prediction.is_late"] for row in rows] == [True, False, None, None]
+    assert [row["prediction.odd"] for row in rows] == [None, None, 3.0, None]
+    assert [row["prediction.seen"] for row in rows] == [1.0, None, None, None]
     found = join_predictions(project.workspace(clock), "logged", 0, clock() + 1)
     assert not any(found.counts().values())
     beside = found.rows.select(["key.customer_id", "value.clicks", "prediction.delay", "model"]).to_pylist()
@@ -124,6 +128,27 @@ def test_the_last_of_one_row_and_model_counts_and_lonely_ones_are_counted(projec
     assert rows == [(0, "a", 5), (0, "b", 3), (1, "a", 6), (1, "b", 4)]
     early = join_predictions(project.workspace(clock), "logged", 0, clock() - 3)
     assert (early.rows.num_rows, early.without_served) == (0, 0)  # nothing was served by then
+
+
+def test_requests_of_one_id_are_counted(project: Project, clock: ManualClock) -> None:
+    """Each request brought the same id: the prediction stands beside the last, and the others are told."""
+    with serving_here(project.workspace(clock)) as client:
+        for request_id, customer in (("same", 1), ("same", 2), ("own", 3), ("same", 4), ("lone", 1), ("lone", 2)):
+            clock.now_us += 1
+            body = {"feature_service": "logged", "entities": {"customer_id": [customer]}}
+            assert client.post("/v1/online-features", json=body, headers={"x-request-id": request_id}).is_success
+        for request_id in ("same", "own"):
+            assert send(client, request_id=request_id).is_success
+    found = join_predictions(project.workspace(clock), "logged", 0, clock() + 1)
+    assert {name: count for name, count in found.counts().items() if count} == {"same_id": 2}
+    assert sorted(found.rows["key.customer_id"].to_pylist()) == [3, 4]
+    assert "2 served rows have the request id of a later one" in "".join(found.notes())
+    with FeatureStore(project.root, clock=clock) as store:
+        end, start = to_datetime(clock() - 1), to_datetime(clock())
+        for read in (store.read_served, store.read_predictions, store.join_predictions, store.parity):
+            for first, last in ((start, end), (start, start)):
+                with pytest.raises(IntervalError, match="is empty"):
+                    read("logged", first, last)
 
 
 def test_a_client_leaves_out_what_nobody_can_join(
@@ -161,8 +186,9 @@ def test_a_client_remembers_its_newest_requests(
             client.log_prediction(asked[1], {"delay": [1, 2]}, model="m")
         with pytest.raises(InputError, match="not equally long"):
             client.log_prediction(asked[1], {"delay": [1], "other": [1, 2]}, model="m")
-        with pytest.raises(InputError, match="infinite value, which JSON does not have"):
-            client.log_prediction(asked[1], {"delay": [float("inf")]}, model="m")
+        for odd in (datetime(2024, 1, 1), pd.Timestamp("2024-01-01"), np.datetime64("2024-01-01"), b"x", [1.0], {}):
+            with pytest.raises(InputError, match=r"A value of the prediction 'delay' is a \w+\."):
+                client.log_prediction(asked[1], {"delay": [odd]}, model="m")
         with pytest.raises(InputError, match="values is a list"):
             client.log_prediction(asked[1], [1.0], model="m")  # type: ignore[arg-type]
         with pytest.raises(NotFoundError, match="no feature service 'loged'") as told:
@@ -325,7 +351,7 @@ def test_retention_merging_and_teardown_are_those_of_the_served_log(project: Pro
 def test_a_name_has_one_kind_of_value(project: Project, clock: ManualClock) -> None:
     """What a server knows it refuses; what two servers took is read, each kind in a column of its own, and counted."""
     odd = {"request_id": "b", "model": "odd", "values": {"p": ["x", "y"], "q": [True, True]}}
-    with clients(project, clock) as (client, plain):
+    with clients(project, clock) as (client, plain), serving_here(project.workspace(clock)) as other:
         for request_id in "ab":
             asked = {"feature_service": "logged", "entities": {"customer_id": [1, 2]}}
             assert plain.post("/v1/online-features", json=asked, headers={"x-request-id": request_id}).is_success
@@ -339,10 +365,9 @@ def test_a_name_has_one_kind_of_value(project: Project, clock: ManualClock) -> N
             in error_of(answer)["message"]
         )
         assert send(plain, **{**odd, "service": "seldom"}).is_success  # names are those of a service
-    assert len(files.files_of(project.workspace(clock).offline.blobs("shop", "predicted.logged"))) == 3
-    clock.now_us += 1
-    with serving_here(project.workspace(clock)) as other:  # knows nothing of it
-        assert send(other, **odd).is_success
+        clock.now_us += 1
+        assert send(other, **odd).is_success  # nothing is in a file yet
+    assert len(files.files_of(project.workspace(clock).offline.blobs("shop", "predicted.logged"))) == 4
     with FeatureStore(project.root, clock=clock) as store:
         rows = store.read_predictions("logged")
         assert [name for name in rows.column_names if name.startswith("prediction.")] == [
@@ -369,6 +394,25 @@ def test_one_odd_request_does_not_keep_the_others_out(project: Project, clock: M
         told = [send(client, values={"p": [1.5]}).status_code for _ in range(4)]
         assert told == [422, 422, 200, 200]
         assert send(client, values={"p": ["odd"]}).status_code == 422
+
+
+def test_what_is_in_use_keeps_its_place_over_a_restart(
+    project: Project, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "MOST_SHAPES", 2)
+    with serving_here(project.workspace(clock)) as client:
+        send(client, values={"p": [1.5] * 900, "q": [None] * 900})
+        send(client, values={"other": [True] * 900})
+    (path, _) = (project.root / "data/offline/shop/_predicted.logged").glob("*.parquet")
+    with serving_here(project.workspace(clock)) as client:
+        until(lambda: send(client, values={"p": ["x"], "q": [None]}).status_code == 422)
+        assert send(client, values={"other": [1]}).status_code == 422
+        assert send(client, values={"more": [1]}).json() == {"rows": 0, "dropped": 1}
+        for values in ({"p": [1.5], "q": ["y"]}, {"other": [True]}):
+            assert send(client, values=values).json() == {"rows": 1, "dropped": 0}
+    path.write_bytes(b"no Parquet")
+    with serving_here(project.workspace(clock)) as client:
+        assert send(client, values={"p": [1.5], "q": ["y"]}).is_success
 
 
 def test_names_models_and_sets_of_names_have_a_bound(

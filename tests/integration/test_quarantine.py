@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import html
 import math
+import re
+import shutil
+import threading
+import time
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -22,15 +26,23 @@ from support.quarantined import HOUR, World
 from support.registry_server import serving_registry
 
 from featurestore import FeatureStore
+from featurestore.engine.checks import ROW_ID
 from featurestore.errors import AuthError, DamagedFileError, InputError, MaterializationError, NotFoundError
+from featurestore.ledger.leases import holding
 from featurestore.ledger.runs import all_runs
 from featurestore.ledger.watermarks import read_watermark
+from featurestore.maintenance.doctor import examine
+from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.verify import verify
 from featurestore.materialization import materialize
+from featurestore.offline.interface import TableId
+from featurestore.quarantine.files import blobs_of, write
+from featurestore.quarantine.held import held_rows
 from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch.metrics import Metrics
 from featurestore.steps import CRASH_POINTS
 from featurestore.training import TrainingSetWarning
+from featurestore.types.columns import EVENT
 from featurestore.types.times import to_instant
 
 NAN = math.nan
@@ -413,6 +425,10 @@ def test_two_releases_at_once_commit_each_row_once(world: World, tmp_path: Path)
     assert all(status == 0 for status, _ in ended), ended
     assert sorted(said.split()[-1] for _, said in ended)[-1] in ("40", "NotFoundError")
     assert sum(int(said) for _, said in ended if said.strip().isdigit()) == 40
+    assert not [said for _, said in ended if said.strip() == "0"], "who came second is told"
+    assert [run.kind for run in all_runs(world.store.workspace.ledger, "taxi", now_us=world.clock())].count(
+        "release"
+    ) == 1
     assert sorted(world.log()["driver_id"].to_pylist()) == list(range(40))
 
 
@@ -423,6 +439,86 @@ def test_a_full_disk_changes_nothing(world: World) -> None:
     assert (world.log().num_rows, world.held()) == (0, [])
     assert world.run().appended == 20_000
     assert world.held() == [0]
+
+
+@pytest.mark.parametrize("how", ["release", "drop"])
+def test_who_decides_second_is_told_of_the_first(world: World, how: str) -> None:
+    """The second has looked at what is held, and waits for the first."""
+    world.rides("1", BAD)
+    world.run()
+    decide = getattr(world.store, f"{how}_quarantined")
+    told, table = list[str](), TableId("taxi", "ratings", 1)
+
+    def second() -> None:
+        with FeatureStore(world.root, clock=world.clock) as store, pytest.raises(NotFoundError) as raised:
+            getattr(store, f"{how}_quarantined")("ratings", all=True, reason="second")
+        told.append(str(raised.value))
+
+    ledger = world.store.workspace.ledger
+    with holding(ledger, "taxi", "ratings", holder="me", clock=world.clock):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        time.sleep(1)
+        blobs = blobs_of(world.store.workspace.offline, table)
+        rows = held_rows(blobs, table, [ROW_ID, EVENT])[0].rows
+        write(blobs, table, "dropped", rows, at_us=world.clock(), of="first", by="ann", reason="the first")
+    waiting.join()
+    assert "rows of ratings were dropped at" in told[0]
+    assert "by ann: the first" in told[0]
+    assert [run.kind for run in all_runs(ledger, "taxi", now_us=world.clock())] == ["incremental"]
+    with pytest.raises(NotFoundError):
+        decide("ratings", all=True, reason="third")
+
+
+def test_held_files_that_are_gone_are_named_until_their_rows_are_read_again(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fs = CommandLine(world.root, capsys)
+    world.rides("1", BAD)
+    world.run()
+    world.rides("2", [9.0, 3.0], first=10)
+    world.run()
+    world.store.drop_quarantined(
+        "ratings", rows=[world.store.quarantined("ratings")["fs_row_id"][0].as_py()], reason="x"
+    )
+    assert "missing" not in fs("quarantine", "list", "ratings")
+    (folder,) = (world.root / "data/offline/taxi").glob("*quarantine*")
+    first, *_ = sorted(folder.rglob("held.*.parquet"), key=lambda file: int(file.name.split(".")[1]))
+    content = first.read_bytes()
+    first.unlink()
+    told = "2 rows are missing from the quarantine of ratings (generation 1): the registry counted them"
+
+    def is_told() -> list[bool]:
+        (checked,) = [each for each in verify(world.store.workspace) if each.view == "ratings"]
+        found = {each.name: each for each in examine(world.store.workspace)}["quarantine"]
+        said = fs("quarantine", "list"), fs("quarantine", "list", "ratings")
+        return [any(told in each for each in checked.problems), told in found.message, *(told in each for each in said)]
+
+    assert all(is_told())
+    assert fs.json("quarantine", "list")["missing"][0].startswith(told)
+    source = world.root / "data/rides/1.parquet"
+    source.rename(world.root / "1.parquet")  # else the next run reads the newest rows again
+    world.rides("3", [9.0, 3.0], first=20)
+    world.run()  # another run counts what there is, and hides nothing
+    assert all(is_told())
+    assert sorted(world.held()) == [10, 20]
+    first.write_bytes(content)  # restored
+    (world.root / "1.parquet").rename(source)
+    assert not any(is_told())
+    world.rides("4", [9.0], first=30)
+    world.run()
+    assert not any(is_told())
+    shutil.rmtree(folder)
+    assert "5 rows are missing" in fs("verify", expect=1)
+    with pytest.raises(NotFoundError) as raised:
+        world.store.release_quarantined("ratings", all=True, reason="x")
+    command = re.search(r"`fs (materialize [^`]*)`", raised.value.hint)
+    assert command is not None
+    fs(*command[1].split())
+    assert sorted(world.held()) == [1, 2, 3, 10, 20, 30]
+    assert "missing" not in fs("verify")
+    collect_garbage(world.store.workspace)
+    assert "missing" not in fs("verify")
 
 
 @pytest.mark.parametrize("how", ["cut", "gone"])

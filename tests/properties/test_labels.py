@@ -16,6 +16,8 @@ from support.projects import make_workspace
 from support.rows import commit_rows, cover
 
 from featurestore import Aggregation, Entity, FeatureView, Field, Label, ParquetSource, PushSource
+from featurestore.definitions.aggregation import ExactAggregation
+from featurestore.errors import CertificateError
 from featurestore.ingest import push
 from featurestore.training import get_historical_features
 from featurestore.types import Float64, Int64
@@ -93,8 +95,9 @@ def order(event: Event) -> tuple[int, int, int]:
     return event.event_us, event.event_us if event.created_us is None else event.created_us, event.sequence
 
 
-def counted(events: Sequence[Event], who: int | None, end_us: int, length_us: int, step_us: int) -> list[Event]:
-    begin_us = (end_us - length_us) // step_us * step_us
+def counted(events: Sequence[Event], who: int | None, end_us: int, length_us: int) -> list[Event]:
+    """Return what a window that ends there counts: both its ends are exact."""
+    begin_us = end_us - length_us
     return [e for e in events if e.driver == who and begin_us < e.event_us <= end_us and known_us(e, "") <= end_us]
 
 
@@ -179,8 +182,8 @@ def test_labels_are_those_of_plain_loops(tmp_path: Path, seed: int) -> None:
                 continue
             who = None if pd.isna(row.driver) else int(row.driver)
             mode = "event" if as_of == "event" else "available"
-            summed = counted(tips, who, at_us + 12 * MINUTE_US, 12 * MINUTE_US, MINUTE_US)
-            many = counted(tips, who, at_us + 7 * MINUTE_US, MINUTE_US, 5_000_000)
+            summed = counted(tips, who, at_us + 12 * MINUTE_US, 12 * MINUTE_US)
+            many = counted(tips, who, at_us + 7 * MINUTE_US, MINUTE_US)
             values = [int(e.value) for e in summed if e.value is not None]
             wanted.append((
                 row.Index,
@@ -230,3 +233,30 @@ def test_the_boundaries_of_a_horizon(tmp_path: Path, after_us: int) -> None:
     made = training.to_pandas()
     found = [None if pd.isna(value) else value for value in made["delay"]]
     assert found == [1.0 if after_us > 0 else None, 2.0 if after_us <= 0 else None, 3.0 if after_us <= 0 else None]
+
+
+def windowed_frame(workspace: Workspace) -> pd.DataFrame:
+    """Keep events around rows at odd instants: one of each row is just before it, and one is its very instant."""
+    at_us = [BEGIN_US + number * MINUTE_US // 3 + 7 for number in range(40)]
+    around = (-20_000_000, -1, 0, 1, 20_000_000, 12 * MINUTE_US, 12 * MINUTE_US + 1)
+    rows = [{"driver": n, "tip": 1, "event_ts": at + off} for n, at in enumerate(at_us) for off in around]
+    commit_rows(workspace, "windows", rows, covers=(BEGIN_US - MINUTE_US, BEGIN_US + 60 * MINUTE_US))
+    commit_rows(workspace, "stats", [{"driver": 1, "rides": 1, "event_ts": BEGIN_US}])
+    return pd.DataFrame({"driver": range(40), "at": pd.to_datetime(at_us, unit="us", utc=True)})
+
+
+def test_a_window_as_long_as_the_horizon_counts_nothing_before_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the certificate does not believe the join: its loops see only what happened after the row."""
+    workspace = make_workspace(tmp_path, [stats, tips_view], now_us=BEGIN_US + 120 * MINUTE_US)
+    frame = windowed_frame(workspace)
+    label = Label("windows:tip_sum_12min", horizon=timedelta(minutes=12))
+    training = get_historical_features(workspace, frame, "stats:rides", timestamp_column="at", labels=label)
+    assert training.to_pandas()["tip_sum_12min"].tolist() == [3] * 40
+    assert training.certificate.labels[0].recomputed_rows == 40
+    monkeypatch.setattr(ExactAggregation, "features", Aggregation.features)  # as features have it, in steps
+    stepped = get_historical_features(workspace, frame, "stats:rides", timestamp_column="at", labels=label)
+    assert max(stepped.to_pandas()["tip_sum_12min"]) > 3
+    with pytest.raises(CertificateError, match="plain loops over the files give 3"):
+        assert stepped.certificate

@@ -62,3 +62,24 @@ def test_nothing_is_as_tall_as_nothing_and_little_is_seen() -> None:
     none = beside("fare", [("a", 0.0, 0.0)], WIDTH, HEIGHT)
     assert none is not None
     assert (none.before, none.after) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("labels", "ends", "told"),
+    [
+        (["-68 to -47", "-47 to -36", "86 to 184"], ("-68", "184"), "-68 to -47:"),
+        (
+            [f"{n / 3:.4g} to {(n + 1) / 3:.4g}" for n in range(2 * MOST_BESIDE)],
+            ("0", f"{2 * MOST_BESIDE / 3:.4g}"),
+            "0 to 0.6667:",
+        ),
+        ([*[f"{n} to {n + 1}" for n in range(2 * MOST_BESIDE - 1)], "47.5"], ("0", "47.5"), "0 to 2:"),
+        (["-999", "0 to 5", "others"], ("-999", "others"), "-999:"),
+        (["Berlin", "Lima", "Rome to Paris"], ("Berlin", "Rome to Paris"), "Berlin:"),
+    ],
+)
+def test_numbers_at_the_ends_of_an_axis_are_two_numbers(labels: list[str], ends: tuple[str, str], told: str) -> None:
+    drawn = beside("fare", [(label, 0.9 * (not at), 0.01) for at, label in enumerate(labels)], WIDTH, HEIGHT)
+    assert drawn is not None
+    assert (drawn.low, drawn.high) == ends
+    assert f"What moved most: {told}" in drawn.text

@@ -167,6 +167,31 @@ def test_numbers_that_all_changed_are_no_new_values() -> None:
     assert line.told == "333.333: 5.0 %, before 0.0 %"
 
 
+def test_what_is_drawn_is_what_is_too_far() -> None:
+    random = np.random.default_rng(5)
+    before = list(random.choice(["a", "b", "c"], 4_000, p=[0.6, 0.39, 0.01]))
+    after = ["new" if n % 10 == 0 else value for n, value in enumerate(random.permutation(before))]
+    drift = compared(observed(before, String), observed(after, String), "x", Drift())
+    assert "new_values" in exceeding(drift)
+    expected = {name: (before.count(name) / 4_000, after.count(name) / 4_000) for name in ("a", "b", "c", "new")}
+    assert {name: shares for name, *shares in drift.bars} == {
+        name: pytest.approx(two) for name, two in expected.items()
+    }
+    both = compared(observed(before, String), observed([*after, *[None] * 400], String), "x", Drift())
+    assert (exceeding(both) >= {"nulls", "new_values"}, "new" in {name for name, *_ in both.bars}) == (True, True)
+    values = normal(4_000, 6)
+    nulls: list[float | None] = [None if n % 4 == 0 else value for n, value in enumerate(values)]
+    drift = compared(observed(values), observed(nulls), "x", Drift())
+    assert exceeding(drift) == {"nulls"}
+    assert drift.bars == (("null", 0.0, 0.25), ("a value", 1.0, 0.75))
+    strange = [math.nan if n % 4 == 0 else value for n, value in enumerate([*nulls[1:], None])]
+    drift = compared(observed(nulls), observed(strange), "x", Drift())
+    assert exceeding(drift) == {"not_finite"}
+    assert drift.bars == (("null", 0.25, 0.25), ("NaN or infinite", 0.0, 0.25), ("a value", 0.75, 0.5))
+    fine = compared(observed(values), observed(normal(4_000, 7)), "x", Drift())
+    assert len(fine.bars) > 10
+
+
 def test_one_entity_with_much_traffic_brings_no_new_value() -> None:
     owners = np.concatenate((np.arange(1_000), np.zeros(100, np.int64)))
     own = np.asarray(normal(1_000, 3))
@@ -188,6 +213,7 @@ def test_shares_of_statuses_are_compared() -> None:
     now = observed(normal(1_000, 2), statuses=["OUTSIDE_MAX_AGE" if n % 5 == 0 else "PRESENT" for n in range(1_000)])
     drift = compared(base, now, "x", Drift())
     assert exceeding(drift) == {"statuses"}
+    assert drift.bars == (("OUTSIDE_MAX_AGE", 0.0, 0.2), ("PRESENT", 1.0, 0.8))
     assert "20.0 % OUTSIDE_MAX_AGE, before 0.0 %" in " ".join(line.told for line in drift.lines)
 
 

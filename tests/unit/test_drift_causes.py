@@ -162,11 +162,27 @@ def test_what_changed_itself_parts_no_rows() -> None:
     assert change is not None
     assert change.is_of_nulls
     columns = columns_of(*sides)
-    kept = steady(columns, sides[1].features, {"hour", "origin"})
-    assert [each.name for each in kept] == ["hour", "origin"]
-    assert [each.name for each in steady(columns, sides[1].features, ())] == ["hour", "origin"]
-    assert {each.name for each in steady(columns, (), ())} == set(TYPES), "request data is no feature"
+    assert far["carrier"] == {"nulls"}
+    kept = list(steady(columns, sides[1].features, far))
+    assert {each.name: each.is_steady for each in kept} == {
+        "dep_delay": False, "hour": True, "carrier": False, "origin": True,
+    }  # fmt: skip
+    assert [each.name for each in steady(columns, sides[1].features, {})] == ["hour", "origin"], "nobody judged them"
+    assert {each.name for each in steady(columns, (), far)} == set(TYPES), "request data is no feature"
     assert not strongest(causes_of(kept, change))
+
+
+def test_values_of_what_is_null_more_often_still_tell_a_segment() -> None:
+    base, now = flights()[:ROWS].copy(), flights()[ROWS : 2 * ROWS].copy()
+    now.loc[now["carrier"] == "UA", "dep_delay"] += 240
+    missing(base, 0.1, 1)
+    missing(now, 0.3, 2)
+    sides = observed(base), observed(now)
+    far = {name: {line.name for line in compared(*sides, name, Drift()).exceeding} for name in TYPES}
+    change = change_of(*sides, "dep_delay", far["dep_delay"])
+    assert change is not None
+    first, *_ = strongest(causes_of(list(steady(columns_of(*sides), sides[1].features, far)), change))
+    assert (first.kind, "carrier = UA" in first.told) == ("segment", True), first
 
 
 def test_which_share_of_nulls_a_mix_explains_is_that_of_plain_loops() -> None:
@@ -203,6 +219,7 @@ def test_a_cause_of_its_own_goes_before_parts_of_the_rows() -> None:
     assert [each.kind for each in strongest(causes)] == ["entities", "mix", "run"]
     causes[2] = DriftCause("entities", "", 0.6)
     assert [each.kind for each in strongest(causes)] == ["mix", "entities", "run"]
+    assert [each.kind for each in strongest([causes[1], DriftCause("segment", "", 0.55)])] == ["segment", "run"]
 
 
 def test_a_change_of_all_rows_has_no_segment() -> None:

@@ -13,7 +13,15 @@ from featurestore.cli.shared import shared_options
 from featurestore.definitions import FeatureView
 from featurestore.ledger.runs import heads_of
 from featurestore.materialization.deciding import Choice, drop, release
-from featurestore.quarantine.listing import HeldRun, decisions, held_runs, held_table, quarantine_of, shown_columns
+from featurestore.quarantine.listing import (
+    HeldRun,
+    decisions,
+    held_runs,
+    held_table,
+    lost_rows,
+    quarantine_of,
+    shown_columns,
+)
 from featurestore.served.forgetting import only_part_of
 from featurestore.statistics.columns import PERSONAL, is_personal
 from featurestore.store import FeatureStore
@@ -48,10 +56,19 @@ def list_all(
         return
     found = held_runs(store.workspace, view, run)
     decided = list(decisions(store.workspace, view))
-    output.emit({"held": [jsonable(each) for each in found], "decided": [jsonable(each) for each in decided]})
-    if not found:
+    lost = lost_rows(store.workspace, view)
+    output.emit(
+        {
+            "held": [jsonable(each) for each in found],
+            "decided": [jsonable(each) for each in decided],
+            "missing": list(lost.values()),
+        }
+    )
+    for told in lost.values():
+        output.say(told, style="red")
+    if not found and not lost:
         output.say("No rows are set aside.")
-    else:
+    elif found:
         rows = [
             (each.view, f"{each.generation}", each.run, to_short_rfc3339(each.found_us), f"{each.rows:,}",
              f"{each.entities:,}", ", ".join(f"{rule} ({count:,})" for rule, count in each.rules.items()))

@@ -6,6 +6,7 @@ Whoever may read features may log predictions, so all of it has a bound; what is
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -85,6 +86,11 @@ class Known:
             and self.models.has_room([prediction.model], now_s)
             and self.shapes.has_room([names], now_s)
         )
+
+    def remember(self, earlier: Prediction, now_s: float) -> None:
+        """Note what was in use before: of names with several kinds that of most rows."""
+        with suppress(InputError):
+            self.take(self.of_one_kind(earlier), now_s)
 
     def take(self, prediction: Prediction, now_s: float) -> None:
         """Note a prediction that was taken."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from featurestore.served.files import PREDICTED, write
-from featurestore.served.keep import blobs_of
-from featurestore.served.predictions import Form, KeptFor, Prediction, about_predictions, table_of
+from featurestore.errors import OfflineStoreError
+from featurestore.served.files import PREDICTED, files_of, read, write
+from featurestore.served.keep import blobs_of, services_kept
+from featurestore.served.predictions import Form, KeptFor, Prediction, about_predictions, by_model, table_of
 from featurestore.server.read.losses import Losses
 from featurestore.server.watch.metrics import Metrics
 from featurestore.workspace import Workspace
@@ -25,6 +27,10 @@ FILE_SECONDS, FILE_ROWS, FILE_BYTES = 60.0, 200_000, 64 << 20
 _BYTES_A_COLUMN = 500
 """About what a column of a table takes in memory besides its values."""
 _Forms = tuple[tuple[str, Form], ...]
+
+
+NEWEST_FILES = 20
+"""So many files of a service say at the start which names and models are in use."""
 
 
 @dataclass(slots=True)
@@ -58,6 +64,16 @@ class PredictionLogs:
         """What the thread took from the queue, since the start."""
         self._held: dict[str, _Held] = {}
         self._files = 0
+
+    def logged_before(self) -> Iterator[Prediction]:
+        """Yield what the newest files of each service hold, newest first: names and forms, by model, without values."""
+        workspace = self._workspace
+        for service in services_kept(workspace, PREDICTED):
+            blobs = blobs_of(workspace, PREDICTED, service)
+            for file in reversed(files_of(blobs)[-NEWEST_FILES:]):
+                with suppress(OfflineStoreError):  # damaged ones are for those who read them, others gone meanwhile
+                    rows, about = read(PREDICTED, blobs, file, service)
+                    yield from by_model(rows, KeptFor(service, about.project, about.retention_us))
 
     def turn(self, *, is_last: bool) -> None:
         """Take what is queued, and write what has waited long enough."""

@@ -83,6 +83,8 @@ class ServedLogs:
         self.predictions = PredictionLogs(workspace, metrics, self._instance, self._losses)
         """Keeps what models made of the answers; it shares queue, thread and bounds."""
         self._known: dict[str, Known] = {}
+        self._logged_before: deque[Prediction] = deque()
+        """What files say of earlier predictions: from the thread to the event loop."""
         self._keys = keys_of(workspace)
         self._queue: deque[_Offered] = deque()
         self._bits: list[int] = []
@@ -166,6 +168,7 @@ class ServedLogs:
         Raises InputError for a name that has another kind of value otherwise.
         """
         service, now_s = prediction.kept_for.service, monotonic()
+        self._remember(now_s)
         known = self._known.setdefault(service, Known())
         prediction = known.of_one_kind(prediction)
         has_place = known.has_room(prediction, now_s)
@@ -178,6 +181,12 @@ class ServedLogs:
         self._offered_rows += prediction.rows
         self._offered_bytes += size
         return True
+
+    def _remember(self, now_s: float) -> None:
+        """Take up what files say of names and models: those that were in use keep their place over a restart."""
+        while self._logged_before:
+            earlier = self._logged_before.popleft()
+            self._known.setdefault(earlier.kept_for.service, Known()).remember(earlier, now_s)
 
     def _has_room(self, rows: int, size: int) -> bool:
         if self._thread is None:
@@ -193,6 +202,10 @@ class ServedLogs:
         return self._bits.pop() / (1 << 32)
 
     def _run(self) -> None:
+        try:
+            self._logged_before.extend(self.predictions.logged_before())
+        except Exception:  # without it names are known as they come
+            logger.exception("the newest predictions cannot be read")
         while not self._stop.wait(DRAIN_SECONDS):
             self._turn(is_last=False)
         self._turn(is_last=True)

@@ -343,8 +343,30 @@ def beside(name: str, bars: Sequence[tuple[str, float, float]], width: int, heig
     moved = sorted(range(len(shares)), key=lambda at: -abs(shares[at][1] - shares[at][0]))[:3]
     told = "; ".join(f"{labels[at]}: {_percent(shares[at][1])}, before {_percent(shares[at][0])}" for at in moved)
     text = f"Shares of the values of {name[:MOST_TEXT]}, the baseline beside the window. What moved most: {told}."
-    return Beside(width, height, paths[0], paths[1], labels[0], labels[-1], text)
+    return Beside(width, height, paths[0], paths[1], *_ends(bars[0][0], bars[-1][0]), text)
 
 
 def _label(first: str, last: str) -> str:
+    """Return what a bar of one or several labels is called: spans of numbers as one span."""
+    spans = [_span(each) for each in (first, last) if each]
+    if last and spans[0] is not None and spans[1] is not None:
+        return f"{number(spans[0][0])} to {number(spans[1][1])}"
     return " … ".join(value(each[:_MOST_LABEL]) for each in (first, last) if each)
+
+
+def _ends(first: str, last: str) -> tuple[str, str]:
+    """Return the ends of an axis: of numbers the least and the greatest."""
+    spans = _span(first), _span(last)
+    if spans[0] is not None and spans[1] is not None:
+        return number(spans[0][0]), number(spans[1][1])
+    return value(first[:_MOST_LABEL]), value(last[:_MOST_LABEL])
+
+
+def _span(label: str) -> tuple[float, float] | None:
+    """Return the numbers of a label such as ``3 to 4.5``, or of one number; None of a text."""
+    parts = label.split(" to ")
+    try:
+        low, high = float(parts[0]), float(parts[-1])
+    except ValueError:
+        return None
+    return (low, high) if len(parts) <= 2 and math.isfinite(low) and math.isfinite(high) else None

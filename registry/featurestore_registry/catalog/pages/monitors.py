@@ -37,7 +37,7 @@ from featurestore_registry.documents import MONITOR, MonitorAlarm, MonitorDocume
 from featurestore_registry.records import Record
 
 PER_PAGE, FEATURES_PER_PAGE = 50, 20
-MOST_ALARMS, MOST_DRAWN, MOST_CAUSES = 25, 8, 4
+MOST_ALARMS, MOST_DRAWN, MOST_CAUSES = 25, 12, 4
 """Open alarms and drawings on a page, and causes of a feature."""
 MOST_ALARMS_BESIDE = 10
 """Open alarms on all pages but the first."""
@@ -66,6 +66,8 @@ class FeatureRow:
     drawn: Beside | None
     large: Beside | None
     """Of those that want attention."""
+    lines: tuple[str, ...]
+    """What is too far of it."""
     is_hidden: bool
 
 
@@ -169,6 +171,7 @@ def _found(ask: Ask, record: Record, finding: Finding) -> dict[str, object]:
         "may_read": ask.may(Role.READER),
         "alarms": _alarms(document, places, MOST_ALARMS if page == 1 else MOST_ALARMS_BESIDE),
         "rows": rows,
+        "undrawn": [row.found.name for row in rows if row.large is None and row.found.state in WANTING],
         "total": len(ranked),
         "page": page,
         "pages": -(-len(ranked) // FEATURES_PER_PAGE),
@@ -178,12 +181,13 @@ def _found(ask: Ask, record: Record, finding: Finding) -> dict[str, object]:
 def _feature(found: WatchedFeature, place: Place | None, hidden: Sequence[str], is_early: bool) -> FeatureRow:
     if place is not None and place.is_hidden:
         found = replace(found, causes=(), bars=(), lines=(), not_judged="")
-        return FeatureRow(found, place, "", None, None, True)
+        return FeatureRow(found, place, "", None, None, (), True)
     causes = [each for each in found.causes if not mentions(each.told, hidden)]
     drawn = beside(found.name, found.bars, *_SMALL)
     large = beside(found.name, found.bars, *_LARGE) if is_early and found.state in WANTING else None
     cut = replace(found, causes=tuple(causes[:MOST_CAUSES]))
-    return FeatureRow(cut, place, told(found), drawn, large, False)
+    far = tuple(line_name(line.name) for line in found.lines if line.exceeds)
+    return FeatureRow(cut, place, told(found), drawn, large, far, False)
 
 
 def _alarms(document: MonitorDocument | None, places: dict[str, Place], most: int) -> list[Alarm]:
