@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from featurestore.engine.checks import ROW_ID
@@ -13,8 +13,19 @@ from featurestore.ledger.leases import holding
 from featurestore.ledger.processes import own_user
 from featurestore.ledger.runs import RunResult
 from featurestore.materialization.jobs import run_release, succeeded
-from featurestore.offline.interface import TableId
-from featurestore.quarantine.files import Why, as_about, blobs_of, files_of, ids_of, reader_of, tables_of, why_of, write
+from featurestore.offline.interface import BlobReader, TableId
+from featurestore.quarantine.files import (
+    Why,
+    as_about,
+    blobs_of,
+    files_of,
+    ids_of,
+    reader_of,
+    release_instant,
+    tables_of,
+    why_of,
+    write,
+)
 from featurestore.quarantine.forgetting import held_among, replace_file, without_entity
 from featurestore.quarantine.held import HeldRows, held_rows, lost_held, note_held
 from featurestore.quarantine.listing import quarantine_of
@@ -110,17 +121,15 @@ def release(workspace: Workspace, view: str, choice: Choice, reason: str, genera
     table = quarantine_of(workspace, view, generation)
     _check_current(workspace, table)
     blobs = blobs_of(workspace.offline, table)
-    if not any(file.state == "releasing" for file in files_of(blobs)):  # else a run finishes that first
-        _chosen(workspace, table, choice)
+    is_under_way = any(file.state == "releasing" for file in files_of(blobs))  # then this finishes that first
+    _chosen(workspace, table, choice, is_needed=not is_under_way)
     why = Why(own_user(), reason.strip())
 
     def begin(registered: RegisteredView) -> None:
         _check_current(workspace, table)
-        files = files_of(blobs)
         rows = _chosen(workspace, table, choice, is_needed=False)
         if rows.num_rows:
-            # No two releases have one instant, by which their rows are known in the log.
-            at_us = max([workspace.clock(), *(file.at_us + 1 for file in files if file.state == "released")])
+            at_us = release_instant(files_of(blobs), workspace.clock())
             write(blobs, table, "releasing", rows, at_us=at_us, of=secrets.token_hex(8), **as_about(why))
             reached(RELEASING)
 
@@ -220,17 +229,34 @@ def _forget_in(workspace: Workspace, table: TableId, entity: Mapping[str, Any]) 
 
 
 def _chosen(workspace: Readers, table: TableId, choice: Choice, *, is_needed: bool = True) -> pa.Table:
-    """Return the rows that are meant; unless they are needed, none where others decided about them meanwhile."""
+    """Return the rows that are meant; unless they are needed, without those that others decided about meanwhile.
+
+    Raises NotFoundError for what never was held, too.
+    """
     reader = reader_of(workspace.offline, table)
     held = held_rows(reader, table, [ROW_ID, EVENT])
     if is_needed and not held:
         _nothing_held(workspace, table)
-    try:
-        return choice.of(held, table.view)
-    except NotFoundError:
-        if is_needed:
-            raise
-        return ids_of(reader, table, [])
+    left = choice if is_needed else _undecided(reader, table, choice, held)
+    return ids_of(reader, table, []) if left is None else left.of(held, table.view)
+
+
+def _undecided(reader: BlobReader, table: TableId, choice: Choice, held: Sequence[HeldRows]) -> Choice | None:
+    """Return a choice without what is decided; None where nothing is left of it."""
+    files = files_of(reader)
+    if choice.run is not None:
+        was_held = any(file.state == "held" and file.id == choice.run for file in files)
+        return None if was_held and all(each.file.id != choice.run for each in held) else choice
+    if not choice.rows:
+        return choice
+    decided = ids_of(reader, table, [file for file in files if file.state != "held"]).column(ROW_ID).to_pylist()
+    still = [one for each in held for one in each.rows.column(ROW_ID).to_pylist()]
+    rows = tuple(
+        row
+        for row in choice.rows
+        if any(each.startswith(row) for each in still) or not any(each.startswith(row) for each in decided)
+    )
+    return replace(choice, rows=rows) if rows else None
 
 
 def _came_second(workspace: Readers, table: TableId) -> NotFoundError:

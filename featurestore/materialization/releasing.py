@@ -1,14 +1,15 @@
 """Bringing released rows into the log: they are known from the instant of their release on.
 
 Which rows are to be released, and at which instant, is written down first. A release that died is finished by the next
-one or by the next run of the view: rows of that instant are in the log, all of them or none.
+one or by the next run of the view, which first writes down its own instant, for nobody had the rows before: rows of
+one of these instants are in the log, all of them or none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from featurestore.engine.checks import ROW_ID
 from featurestore.errors import ConcurrentCommitError, MaterializationError
@@ -16,7 +17,19 @@ from featurestore.ledger.commits import RUN, bind_tables, facts_of, held_by
 from featurestore.ledger.runs import RunResult
 from featurestore.ledger.watermarks import Watermark
 from featurestore.offline.interface import OfflineReader, TableVersion
-from featurestore.quarantine.files import KeptFile, blobs_of, files_of, ids_of, read, settle, what, why_of
+from featurestore.quarantine.files import (
+    KeptFile,
+    blobs_of,
+    files_of,
+    ids_of,
+    instants_of,
+    move_release,
+    read,
+    release_instant,
+    settle,
+    what,
+    why_of,
+)
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached, step
 from featurestore.types.arrow import arrow_schema, one_array
@@ -29,7 +42,7 @@ if TYPE_CHECKING:
 IN_LOG = crash_point("quarantine.in_log", "released rows are in the log and online, nothing says that it is over")
 SETTLED = crash_point("quarantine.settled", "it is written that the release is over, nobody has counted what is held")
 
-RELEASE = "release"
+RELEASE: Final = "release"
 """The origin of released rows, and of the commits that bring them."""
 TRIES = 20
 
@@ -59,11 +72,17 @@ def bring_released(
     result: RunResult,
     watermark: Watermark,
     check: Callable[[], None],
+    *,
+    is_new: bool,
 ) -> Brought:
-    """Commit the rows of a release, unless they are in the log. Raises as the store, and DamagedFileError."""
+    """Commit the rows of a release, unless they are in the log. Raises as the store, and DamagedFileError.
+
+    Unless it ``is_new``, begun a moment ago by the same run, its rows are known from now on.
+    """
     table = registered.table
     blobs = blobs_of(workspace.offline, table)
     why = why_of(blobs, table, release)
+    instants = instants_of(blobs, table, release)
 
     def over() -> None:
         reached(IN_LOG)
@@ -75,12 +94,16 @@ def bring_released(
     with step("release", f"bring rows of {registered.view.name} back", total=release.rows):
         for _ in range(TRIES):
             version = workspace.offline.current(table)
-            if version is not None and _has(workspace.offline, version, release.at_us):
+            if version is not None and _has(workspace.offline, version, instants):
                 return Brought(0, version, told, over)
             rows = _rows(workspace, registered, release) if rows is None else rows
             new = _new_events(workspace, registered, rows, version)
             if not new.num_rows:
                 return Brought(0, version, told, over)
+            if not is_new:
+                release = move_release(blobs, table, release, release_instant(files_of(blobs), workspace.clock()))
+                instants.append(release.at_us)
+            new = _known_from(new, release.at_us)
             try:
                 version = _append(workspace, registered, new, version, result, watermark, check)
             except ConcurrentCommitError:
@@ -92,20 +115,20 @@ def bring_released(
     )
 
 
-def _has(offline: OfflineReader, version: TableVersion, at_us: int) -> bool:
-    """Tell whether the rows of a release are in the log: no other rows have its origin and its instant."""
+def _has(offline: OfflineReader, version: TableVersion, instants: Sequence[int]) -> bool:
+    """Tell whether the rows of a release are in the log: no other rows have its origin and one of its instants."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    instant = pa.scalar(at_us, pa.timestamp("us", "UTC"))
+    known = pa.array(instants, pa.timestamp("us", "UTC"))
     for file in version.files:
-        if file.max_created_us is None or file.max_created_us < at_us:
+        if file.max_created_us is None or file.max_created_us < min(instants):
             continue
         with offline.open(file) as opened:
             rows = pq.ParquetFile(opened).read(columns=[CREATED, ORIGIN])
         of_it = pc.and_(
-            pc.equal(rows[CREATED].cast(instant.type), instant), pc.equal(rows[ORIGIN].cast("string"), RELEASE)
+            pc.is_in(rows[CREATED].cast(known.type), value_set=known), pc.equal(rows[ORIGIN].cast("string"), RELEASE)
         )
         if pc.any(of_it).as_py():
             return True
@@ -141,9 +164,14 @@ def _rows(workspace: Workspace, registered: RegisteredView, release: KeptFile) -
             hint="Restore the files from a backup, and run it again.",
             view=registered.view.name,
         )
-    found: pa.Table = pa.concat_tables([schema.empty_table(), *parts])
-    known = pa.repeat(pa.scalar(release.at_us, pa.timestamp("us", "UTC")), found.num_rows)
-    return found.set_column(found.column_names.index(CREATED), CREATED, known)
+    return _known_from(pa.concat_tables([schema.empty_table(), *parts]), release.at_us)
+
+
+def _known_from(rows: pa.Table, at_us: int) -> pa.Table:
+    import pyarrow as pa
+
+    known = pa.repeat(pa.scalar(at_us, pa.timestamp("us", "UTC")), rows.num_rows)
+    return rows.set_column(rows.column_names.index(CREATED), CREATED, known)
 
 
 def _new_events(
@@ -184,7 +212,7 @@ def _append(
             registered.table_schema,
             base=None if base is None else base.number,
             add=[path],
-            facts=facts_of(registered, held_by(watermark), "release", **{RUN: result.run_id}),
+            facts=facts_of(registered, held_by(watermark), RELEASE, **{RUN: result.run_id}),
         )
     finally:
         path.unlink(missing_ok=True)

@@ -47,7 +47,7 @@ from featurestore.materialization.prepared import (
     without,
 )
 from featurestore.materialization.publish import Publication, follow, publish
-from featurestore.materialization.releasing import bring_released, releases_under_way
+from featurestore.materialization.releasing import Brought, bring_released, releases_under_way
 from featurestore.materialization.setting_aside import judge
 from featurestore.materialization.spans import SpansToRead, advance
 from featurestore.offline.interface import DataFile, TableVersion
@@ -132,30 +132,34 @@ class ViewRun:
 
     def release(self, begin: Callable[[], None]) -> None:
         """Bring rows that were set aside into the log and online: those of a release that died, and what ``begin``
-        writes down. Raises as `bring`.
+        writes down, of which alone the result tells, unless nothing was left of it. Raises as `bring`.
         """
         self._compare()
         self.publish_pending()
-        self._finish_releases()
+        others = self._finish_releases()
         begin()
-        self._finish_releases()
+        own = self._finish_releases(are_new=True)
+        told = "; ".join([each.why for each in own] or [f"{each.why}, begun before" for each in others])
+        self.result = replace(self.result, appended=sum(each.rows for each in own), accepted=told)
         self._note_held()
         self._merge()
 
-    def _finish_releases(self) -> None:
+    def _finish_releases(self, *, are_new: bool = False) -> list[Brought]:
+        done = []
         for release in releases_under_way(self.workspace, self.registered):
             before = self._current()
-            brought = bring_released(self.workspace, self.registered, release, self.result, self.watermark, self._check)
+            given = self.workspace, self.registered, release, self.result, self.watermark, self._check
+            brought = bring_released(*given, is_new=are_new)
             if (version := brought.version) is not None:
                 remember_commit(self.workspace.ledger, self.registered, KnownCommit(version.number, version.identity))
                 self._write(self.watermark.at(version))
                 files = {file.path for file in before.files} if before is not None else set()
                 added = tuple(file for file in version.files if file.path not in files)
                 self.added = Added(version, added) if added else self.added
-            if self.result.kind == "release":
-                self.result = replace(self.result, appended=self.result.appended + brought.rows, accepted=brought.why)
             self.publish_pending()
             brought.settle()  # what is over is online, too
+            done.append(brought)
+        return done
 
     def _note_held(self, read_again: Iterable[tuple[int, int]] = ()) -> None:
         with suppress(DamagedFileError):  # the run that needs its rows says so

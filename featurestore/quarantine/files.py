@@ -88,7 +88,8 @@ def _place(table: TableId) -> tuple[str, int]:
 def files_of(blobs: BlobReader) -> list[KeptFile]:
     """Return the whole files of a generation, in the order in which they were written.
 
-    Leaves out what a release was to do that is done: it died before it could remove that.
+    Leaves out what a release was to do that is done, or that is of an earlier instant of it: it died before it could
+    remove that.
     """
     found = []
     for blob in blobs.list():
@@ -100,9 +101,10 @@ def files_of(blobs: BlobReader) -> list[KeptFile]:
                 blob.name, state, int(at_us), of, int(number), int(first_us), int(last_us), int(rows), named[8]
             )
             found.append(file)
-    done = {file.id for file in found if file.state == "released"}
-    found = [file for file in found if file.state != "releasing" or file.id not in done]
-    return sorted(found, key=lambda file: (file.at_us, file.id, file.number))
+    found.sort(key=lambda file: (file.at_us, file.id, file.number))
+    last = {file.id: file for file in found if file.state == "releasing"}
+    last |= {file.id: file for file in found if file.state == "released"}
+    return [file for file in found if file.state != "releasing" or file is last[file.id]]
 
 
 def write(
@@ -126,11 +128,33 @@ def write(
     return KeptFile(name, state, at_us, of, number, bounds["min"], bounds["max"], rows.num_rows, sha256)
 
 
+def release_instant(files: Iterable[KeptFile], now_us: int) -> int:
+    """Return when a release is made: no two have one instant, by which their rows are known in the log."""
+    return max([now_us, *(file.at_us + 1 for file in files if file.state in ("releasing", "released"))])
+
+
+def move_release(blobs: Blobs, table: TableId, releasing: KeptFile, at_us: int) -> KeptFile:
+    """Let a release that is not in the log be of a later instant. If it dies in between, the later one counts."""
+    rows, about = read(blobs, table, releasing)
+    more = {name: value for name, value in about.items() if name not in ("format", "view", "generation")}
+    more["tried"] = instants_of(blobs, table, releasing)
+    moved = write(blobs, table, "releasing", rows, at_us=at_us, of=releasing.id, **more)
+    blobs.delete(releasing.name, what(table))
+    return moved
+
+
+def instants_of(blobs: BlobReader, table: TableId, release: KeptFile) -> list[int]:
+    """Return the instants by one of which the rows of a release are known, if they are in the log."""
+    return [*read(blobs, table, release, [ROW_ID])[1].get("tried", ()), release.at_us]
+
+
 def settle(blobs: Blobs, table: TableId, releasing: KeptFile) -> None:
     """Note that what was to be released is in the log."""
     content = blobs.get(releasing.name, what(table), sha256=releasing.sha256)
     blobs.put(releasing.name.replace("releasing", "released", 1), content, what(table))
-    blobs.delete(releasing.name, what(table))
+    for blob in blobs.list():
+        if (named := _NAME.fullmatch(blob.name)) and (named[1], named[3]) == ("releasing", releasing.id):
+            blobs.delete(blob.name, what(table))
 
 
 def read(

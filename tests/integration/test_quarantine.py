@@ -413,6 +413,68 @@ def test_what_died_is_finished_by_the_next(tmp_path: Path, point: str, then: str
     assert (again.appended, again.quarantined) == (0, 0)
 
 
+@pytest.mark.uncounted
+@pytest.mark.parametrize("again", [None, "offline.files_moved", "offline.committed", "quarantine.in_log"])
+def test_a_release_that_a_later_run_finishes_is_known_from_then_on(tmp_path: Path, again: str | None) -> None:
+    world = World(tmp_path / "taxi")
+    world.apply()
+    world.rides("1", BAD)
+    world.run()
+    world.store.close()
+
+    def killed(code: str, point: str) -> None:
+        code = SCRIPT.replace("START", str(world.clock())) + code
+        ((status, said),) = forked_fs().run_code(code, tmp_path, [{"FS_CRASH_AT": point}])
+        assert status == 137, said
+
+    killed(RUNS["quarantine.releasing"], "quarantine.releasing")
+    folder = world.root / "data/offline/taxi/_quarantine.ratings.1"
+    (begun,) = folder.glob("releasing.*")
+    content = begun.read_bytes()
+    world.clock.advance(48 * HOUR)
+    committed = world.at(0)
+    if again is not None:
+        killed("world.store.materialize_incremental()", again)
+        world.clock.advance(HOUR)
+    if again == "offline.files_moved":  # nothing is in the log yet, and what was begun may be there still
+        begun.write_bytes(content)
+        committed = world.at(0)
+    world.run()
+    log = world.log().to_pylist()
+    assert [row["driver_id"] for row in log] == [0, 4, 1, 2, 3]
+    assert {row["created_ts"] for row in log if row["fs_origin"] == "release"} == {committed}
+    assert [path.name.split(".")[0] for path in sorted(folder.iterdir())] == ["held", "released"]
+    assert online(world, 0, 1) == [4.0, 9.0]
+    assert world.run().appended == 0
+    assert seen_at(world, committed - timedelta(microseconds=1), 1) is None
+    assert seen_at(world, committed, 1) == 9.0
+
+
+def test_of_what_is_asked_for_only_what_another_release_has_drops_out(world: World, tmp_path: Path) -> None:
+    world.rides("1", [9.0] * 4)
+    run = world.run().run_id
+    held = world.store.quarantined("ratings")
+    ids = dict(zip(held["driver_id"].to_pylist(), held["fs_row_id"].to_pylist(), strict=True))
+    world.store.close()
+    code = SCRIPT.replace("START", str(world.clock()))
+    code += f"world.store.release_quarantined('ratings', rows={ids[0]!r}, reason='theirs')"
+    ((status, said),) = forked_fs().run_code(code, tmp_path, [{"FS_CRASH_AT": "quarantine.releasing"}])
+    assert status == 137, said
+    release, drop = world.store.release_quarantined, world.store.drop_quarantined
+    for asked in ({"rows": [ids[1], "abcdef0123"]}, {"run": "0123456789abcdef"}):
+        for decide in (release, drop):
+            with pytest.raises(NotFoundError, match=r"'abcdef0123' is held|run '0123456789abcdef' is held"):
+                decide("ratings", reason="x", **asked)
+    assert (world.log().num_rows, sorted(world.held())) == (0, [1, 2, 3])
+    done = release("ratings", rows=[ids[0], ids[1][:12]], reason="ours")
+    assert (done.appended, done.accepted.partition(" (")[0]) == (1, "ours")
+    assert world.log()["driver_id"].to_pylist() == [0, 1]
+    assert release("ratings", rows=ids[2], reason="at the same instant").appended == 1
+    assert world.log()["driver_id"].to_pylist() == [0, 1, 2]
+    assert len({row["created_ts"] for row in world.log().to_pylist()}) == 3
+    assert release("ratings", run=run, reason="what is left").appended == 1
+
+
 def test_two_releases_at_once_commit_each_row_once(world: World, tmp_path: Path) -> None:
     world.rides("1", [9.0] * 40)
     world.run()
