@@ -56,11 +56,18 @@ class Line:
     bound: float
     """From where on it is too far, chance included."""
     told: str
+    about: frozenset[str] = frozenset()
+    """Of a line for many things those that are too far: values or statuses."""
 
     @property
     def exceeds(self) -> bool:
         """Whether it is too far."""
         return self.value > self.bound
+
+    def goes_on(self, before: Line) -> bool:
+        """Whether it is too far in the same as another window's line, and not only by the same measure."""
+        is_same = self.about == before.about or not self.about.isdisjoint(before.about)
+        return self.exceeds and before.exceeds and self.name == before.name and is_same
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +253,15 @@ def _of_shares(before: ObservedFeature, after: ObservedFeature, bounds: Drift, a
             yield _changed("not_finite", "NaN or infinite", shares[0], shares[1], bounds.nulls, apart)
     if bounds.statuses is not None and before.statuses is not None and after.statuses is not None:
         found = [_status_shares(each) for each in (before, after)]
-        lines = [
-            _changed("statuses", name, found[0].get(name, 0.0), found[1].get(name, 0.0), bounds.statuses, apart)
+        lines = {
+            name: _changed("statuses", name, found[0].get(name, 0.0), found[1].get(name, 0.0), bounds.statuses, apart)
             for name in sorted({*found[0], *found[1]})
-        ]
+        }
         if lines:
-            yield max(lines, key=lambda line: line.value - line.bound)
+            far = frozenset(name for name, line in lines.items() if line.exceeds)
+            # Whatever comes, PRESENT goes: what came tells one change from another.
+            came = frozenset(name for name in far if found[1].get(name, 0.0) > found[0].get(name, 0.0))
+            yield replace(max(lines.values(), key=lambda line: line.value - line.bound), about=came or far)
 
 
 def _share_bars(before: ObservedFeature, after: ObservedFeature, line: str) -> tuple[Bar, ...]:
@@ -334,7 +344,7 @@ def _new_values(
         return Line("new_values", 0.0, bound + _of_share(bound, apart), "no new values")
     found.sort(key=lambda each: -each[0])
     told = ", ".join(f"{value}: {_percent(share)}, before {_percent(was)}" for share, was, value in found[:SHOWN_NEW])
-    return Line("new_values", max(share for share, _, _ in found), bound, told)
+    return Line("new_values", max(share for share, _, _ in found), bound, told, frozenset(value for *_, value in found))
 
 
 def by_chance(bins: int, apart: float) -> float:

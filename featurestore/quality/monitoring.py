@@ -133,10 +133,14 @@ def _watched(monitor: Monitor, rows: _Rows) -> Iterator[WatchedFeature]:
 
 
 def _judged(name: str, now: FeatureDrift, before: FeatureDrift) -> WatchedFeature:
-    past = {line.name for line in before.exceeding}
     lines = tuple(
         ComparedLine(
-            line.name, min(line.value, _MOST), line.bound, line.told, line.exceeds, line.exceeds and line.name in past
+            line.name,
+            min(line.value, _MOST),
+            line.bound,
+            line.told,
+            line.exceeds,
+            any(line.goes_on(past) for past in before.lines),
         )
         for line in now.lines
     )

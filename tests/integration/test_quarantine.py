@@ -36,8 +36,8 @@ from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.verify import verify
 from featurestore.materialization import materialize
 from featurestore.offline.interface import TableId
-from featurestore.quarantine.files import blobs_of, write
-from featurestore.quarantine.held import held_rows
+from featurestore.quarantine.files import blobs_of, reader_of, write
+from featurestore.quarantine.held import held_rows, known_ids
 from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch.metrics import Metrics
 from featurestore.steps import CRASH_POINTS
@@ -95,6 +95,11 @@ def test_rows_that_fail_are_set_aside_and_the_others_committed(
     (run,) = all_runs(world.store.workspace.ledger, "taxi", now_us=world.clock())
     assert (run.read, run.appended, run.quarantined) == (5, 2, 3)
     assert held["fs_run"].to_pylist() == [run.run_id] * 3
+    workspace, event_us = world.store.workspace, to_instant(world.at(-0.5))
+    table = workspace.snapshot().views["ratings"].table
+    for first_us, last_us, rows in ((-1, 0, 3), (0, 1, 3), (-2, -1, 0), (1, 2, 0)):  # both ends belong to the span
+        found = known_ids(reader_of(workspace.offline, table), table, event_us + first_us, event_us + last_us)
+        assert found.num_rows == rows
     staging = world.store.workspace.offline.staging(world.store.workspace.snapshot().views["ratings"].table)
     assert list(staging.glob("*.parquet")) == []
 

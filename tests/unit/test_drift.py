@@ -15,6 +15,7 @@ import pytest
 
 from featurestore import Drift
 from featurestore.errors import InputError
+from featurestore.quality import monitoring
 from featurestore.quality.drift import (
     FeatureDrift,
     check_alike,
@@ -217,6 +218,27 @@ def test_shares_of_statuses_are_compared() -> None:
     assert "20.0 % OUTSIDE_MAX_AGE, before 0.0 %" in " ".join(line.told for line in drift.lines)
 
 
+@pytest.mark.parametrize("measure", ["statuses", "new_values"])
+def test_two_windows_in_a_row_are_too_far_in_the_same(measure: str) -> None:
+    def window(*others: str) -> FeatureDrift:
+        usual = ["PRESENT", "JFK"][measure == "new_values"]
+        told = [others[n % 5] if n % 5 < len(others) else usual for n in range(2_000)]
+        if measure == "statuses":
+            return compared(observed(values, statuses=["PRESENT"] * 2_000), observed(values, statuses=told), "x", only)
+        return compared(observed(["JFK"] * 2_000, String), observed(told, String), "x", only)
+
+    values = normal(2_000, 1)
+    only = Drift(jensen_shannon=None, psi=None, shift=None, outside=None)
+    states = {
+        (now, before): monitoring._judged("x", window(*now), window(*before)).state
+        for now in (("a",), ("a", "b"))
+        for before in ((), ("a",), ("b",), ("c",), ("b", "a"))
+    }
+    assert states == {
+        (now, before): "alarm" if {*now} & {*before} else "watch" for now, before in states
+    }  # fmt: skip
+
+
 def test_a_new_category_is_named() -> None:
     base = [("JFK", "LGA", "EWR")[n % 3] for n in range(3_000)]
     now = ["<b>BOS</b>" if n % 20 == 0 else airport for n, airport in enumerate(base)]
@@ -297,8 +319,10 @@ def test_the_same_days_of_the_week_are_compared_where_the_baseline_has_four_week
     assert "psi" in exceeding(compared(baseline, saturday, "x", Drift()))
     for now in (saturday, friday):
         assert not exceeding(compared(of_like_days(baseline, now), now, "x", Drift()))
-    short, week = baseline.between(0, 14 * DAY_US), week_of(range(28, 35), 600)
-    assert of_like_days(short, saturday) is short
+    week = week_of(range(28, 35), 600)
+    for days in (14, 25):
+        short = baseline.between(0, days * DAY_US)
+        assert of_like_days(short, saturday) is short
     assert of_like_days(baseline, week) is baseline
 
 
@@ -313,6 +337,10 @@ def test_records_that_are_older_than_nearly_all_were_are_stale() -> None:
     assert late is not None
     assert [line.name for line in late.exceeding] == ["stale"]
     assert re.search(r"100.0 % of the records are older than \d\d:\d\d:\d\d, before", late.lines[0].told)
+    usual = aged(0, [HOUR_US] * 950 + [20 * HOUR_US] * 50)  # one in twenty was as old as that
+    rare = compared_ages(usual, aged(7, [10 * HOUR_US] * 1_000), "stats", Drift())
+    assert rare is not None
+    assert not rare.exceeding
     assert compared_ages(base, observed([]), "stats", Drift()) is None
     few = compared_ages(base, aged(7, random.uniform(0, HOUR_US, 10)), "stats", Drift())
     assert few is not None
