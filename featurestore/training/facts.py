@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from featurestore_registry.records import canonical_json
@@ -49,13 +50,16 @@ def set_id(identity: str, rows: JoinedRows, fingerprint: str) -> str:
 def _digest(column: pa.ChunkedArray) -> str:
     """Return the hash of one of the caller's columns, which may have any type: of its values, in whichever library."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.types as is_
 
+    if is_.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    with suppress(pa.ArrowException):  # instants that are no whole microseconds stay as they are
+        column = column.cast(_common(column.type))
     kind, name = column.type, ""
-    if is_.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    if is_.is_large_string(kind) or is_.is_string_view(kind):
-        column, kind = column.cast(pa.string()), pa.string()
+    if is_.is_float32(kind) or is_.is_float64(kind):  # pandas has one for both
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
     plain = is_.is_string, is_.is_integer, is_.is_floating, is_.is_boolean, is_.is_timestamp, is_.is_date32
     if not any(each(kind) for each in plain):
         column, name = pa.chunked_array([[repr(value) for value in column.to_pylist()]], pa.string()), str(kind)
@@ -63,6 +67,24 @@ def _digest(column: pa.ChunkedArray) -> str:
     for chunk in column.chunks:
         taken.update(pa.RecordBatch.from_arrays([chunk], [name]))
     return taken.hexdigest()
+
+
+def _common(kind: pa.DataType) -> pa.DataType:
+    """Return the one type of those in which libraries keep equal values."""
+    import pyarrow as pa
+    import pyarrow.types as is_
+
+    if is_.is_large_string(kind) or is_.is_string_view(kind):
+        return pa.string()
+    if is_.is_large_binary(kind) or is_.is_binary_view(kind):
+        return pa.binary()
+    if is_.is_timestamp(kind):
+        return pa.timestamp("us", None if kind.tz is None else "UTC")
+    if is_.is_date64(kind):
+        return pa.date32()
+    if is_.is_list(kind) or is_.is_large_list(kind):
+        return pa.list_(_common(kind.value_type))
+    return kind
 
 
 def _services(workspace: Readers, request: FeatureRequest, *, is_known: bool) -> tuple[str, ...]:

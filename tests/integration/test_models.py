@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import re
 import socket
 import sys
@@ -490,6 +491,23 @@ def test_an_id_is_that_of_rows_columns_and_definitions(tmp_path: Path) -> None:
     assert first == id_of() == id_of(pl.from_pandas(frame())) == id_of(pa.Table.from_pandas(frame()))
     world.apply(FEATURES.replace('owner="ada"', 'owner="bob"'))
     assert id_of() == first
+    # Libraries keep equal values in other types.
+    day, plain = BEGIN.date(), pa.Table.from_pandas(frame())
+    alike: list[tuple[list[Any], list[pa.DataType]]] = [
+        ([BEGIN, None], [pa.timestamp(unit, zone) for unit in ("s", "ms", "us", "ns") for zone in ("UTC", "+01:00")]),
+        ([day, None], [pa.date32(), pa.date64()]),
+        ([b"a", None], [pa.binary(), pa.large_binary()]),
+        ([[1], None], [pa.list_(pa.int64()), pa.large_list(pa.int64())]),
+        ([[BEGIN], []], [pa.list_(pa.timestamp("us")), pa.large_list(pa.timestamp("ns"))]),
+    ]
+    ids = [
+        {id_of(plain.append_column("more", pa.array(values * 10, kind))) for kind in kinds} for values, kinds in alike
+    ]
+    ids.append({id_of(plain.append_column("more", pa.array([1.5, none] * 10))) for none in (None, math.nan)})
+    fine = pa.array([1_709_251_200_000_000_001, None] * 10, pa.timestamp("ns", "UTC"))  # a nanosecond after BEGIN
+    ids.append({id_of(plain.append_column("more", fine))})
+    assert [len(each) for each in ids] == [1] * 7
+    assert len({first, *set[str]().union(*ids)}) == 8
     texts = frame().assign(tipped=frame()["tipped"].astype(str))
     assert id_of(texts) == id_of(pl.from_pandas(texts)) == id_of(texts.astype({"tipped": "category"})) != first
     others = [
