@@ -130,6 +130,16 @@ def test_the_last_of_one_row_and_model_counts_and_lonely_ones_are_counted(projec
     assert (early.rows.num_rows, early.without_served) == (0, 0)  # nothing was served by then
 
 
+def test_a_prediction_may_be_logged_up_to_a_day_after_its_answer(project: Project, clock: ManualClock) -> None:
+    with clients(project, clock) as (client, _):
+        asked, served_us = client.get_online_features("logged", {"customer_id": [1]}), clock()
+        clock.now_us += 20 * 3_600_000_000
+        client.log_prediction(asked.request_id, {"delay": [1]}, model="a")
+    late = join_predictions(project.workspace(clock), "logged", 0, served_us + 1)
+    assert late.rows.column("prediction.delay").to_pylist() == [1.0]
+    assert not join_predictions(project.workspace(clock), "logged", clock() - 1, clock() + 1).without_served
+
+
 def test_requests_of_one_id_are_counted(project: Project, clock: ManualClock) -> None:
     """Each request brought the same id: the prediction stands beside the last, and the others are told."""
     with serving_here(project.workspace(clock)) as client:

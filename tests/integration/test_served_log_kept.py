@@ -109,6 +109,15 @@ def test_a_forget_that_was_cut_off_stays_done_past_the_retention(
     assert ids_of(project, clock) == []
 
 
+def test_a_file_goes_once_its_last_row_is_older_than_the_retention(project: Project, clock: ManualClock) -> None:
+    kept(project, clock, "whole", 29, [1])
+    (file,) = files.files_of(project.workspace(clock).offline.blobs("shop", "served.whole"))
+    clock.now_us = file.last_us + 30 * 86_400_000_000
+    assert retain(project.workspace(clock)).removed == 0
+    clock.now_us += 1
+    assert retain(project.workspace(clock)).removed == 1
+
+
 def test_what_a_span_does_not_show_is_forgotten_there_all_the_same(project: Project, clock: ManualClock) -> None:
     """The rows that stay are of another part of the span than those that are asked for."""
     kept(project, clock, "whole", 3.0, [1], number=0)
