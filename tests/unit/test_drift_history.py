@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from featurestore_registry.documents import StatisticsDocument
+from featurestore_registry.documents import MonitorDocument, StatisticsDocument, WatchedFeature
 from featurestore_registry.interface import Registry
 from featurestore_registry.sql import open_registry
 
+from featurestore.ledger.monitors import newest_finding, write_finding
 from featurestore.ledger.statistics import write_statistics
 from featurestore.quality.drift_causes import Change, change_of
 from featurestore.quality.drift_history import of_runs
+from featurestore.quality.explaining import Judged, _fine_since
 from featurestore.quality.observed import DAY_US, Observed, ObservedFeature
 from featurestore.statistics.bins import count_in, make_bins
 from featurestore.statistics.columns import Column, statistics_of
@@ -152,3 +154,17 @@ def test_where_means_say_nothing_deviations_tell_it(
     wider = change(values(10, 0.1, 1, 4_000), values(10, 0.1, 2, 4_000, deviation=120), "psi")
     days = [(mean, 0.1) for mean in (10, 12, 9, 11, 10, 13, 4, 80, -40, 20)]
     assert named(registry, days, wider, versions=VERSIONS, deviations=deviations) == expected
+
+
+def test_the_last_window_that_was_fine_is_found_behind_many_that_were_not(registry: Registry) -> None:
+    for day in range(12):
+        features = (WatchedFeature("x", "ok" if day < 2 else "alarm"),)
+        span = day * DAY_US, (day + 1) * DAY_US
+        found = MonitorDocument("watch", "feature_view:rides", "ok", day, *span, "b", features=features, definition="d")
+        _, version = newest_finding(registry.ledger, "taxi", "watch")
+        write_finding(registry.ledger, "taxi", found, if_version=version)
+    workspace: Any = SimpleNamespace(ledger=registry.ledger, project="taxi")
+    monitor: Any = SimpleNamespace(name="watch")
+    nothing: Any = None
+    judged = Judged(monitor, "d", nothing, nothing, 12 * DAY_US)
+    assert _fine_since(workspace, judged) == {"x": DAY_US}
