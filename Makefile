@@ -49,7 +49,7 @@ test: .venv/.installed-test
 	@sh tools/chromium.sh $(BIN)/python
 	@rm -f .coverage .coverage.*
 	@scratch=$$(sh tools/scratch.sh); trap 'rm -rf "$$scratch"' EXIT INT TERM HUP; \
-		$(PYTEST) $${scratch:+--basetemp="$$scratch"} --cov --cov-report=term:skip-covered --durations=25
+		$(PYTEST) $${scratch:+--basetemp="$$scratch"} --cov --cov-report= --durations=25
 
 # Python 3.11 too is the lowest; another one is named by PYTHON. Not all tests: those that speak with what is installed.
 LOWEST := build/lowest

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -147,13 +148,13 @@ class Loop:
             "Serve", "Two weeks: a file each night, a board every three hours, scored by a small application."
         )
         flights = 0
-        with self._serving() as url:
+        with self._serving() as client:
             for night in self._nights(CHANGED_FROM):
                 if night == self.world.at(BAD_NIGHT):
                     self._blocked(night)
                 else:
                     self._run(night)
-                flights += self._ask(url, night)
+                flights += self._ask(client, night)
         self.page.text(f"{flights:,} flights were scored.")
 
     def _blocked(self, night: datetime) -> None:
@@ -182,8 +183,8 @@ class Loop:
     def drift(self) -> None:
         """Play two more weeks, in which something changes."""
         self.page.step("Drift", "Two more weeks. Something has changed, and nobody has said so.")
-        with self._serving() as url:
-            self._play(url, ALARM)
+        with self._serving() as client:
+            self._play(client, ALARM)
         self.page.picture(
             self._drawn(), "What the model got as the plane's last delay: the middle, and the middle half."
         )
@@ -201,8 +202,8 @@ class Loop:
     def judge(self) -> None:
         """Let both models score a week that neither has seen."""
         self.page.step("Judge", "A week that neither has seen: both score it, and the answers of the old one count.")
-        with self._serving() as url:
-            self._play(url, END)
+        with self._serving() as client:
+            self._play(client, END)
         for night in self._nights(LAST):
             self._run(night)
         start, late = self.world.at(ALARM), train.LATE
@@ -225,10 +226,10 @@ class Loop:
         self.page.show(self.store.monitor("delays", self.world.at(END)))
 
     @contextmanager
-    def _serving(self) -> Iterator[str]:
+    def _serving(self) -> Iterator[httpx.Client]:
         """Run the feature server and the application; what they logged is in files afterwards."""
-        with feature_server(PLAYED, self.clock) as features, application(PLAYED, features) as url:
-            yield url
+        with feature_server(PLAYED, self.clock) as features, application(PLAYED, features) as client:
+            yield client
 
     def _nights(self, until: datetime) -> Iterator[datetime]:
         """Yield the nights from the first that is not played to an instant of 2013."""
@@ -242,19 +243,19 @@ class Loop:
         self.clock.to(night + RUN_AFTER)
         self.store.materialize_incremental()
 
-    def _ask(self, url: str, night: datetime) -> int:
+    def _ask(self, client: httpx.Client, night: datetime) -> int:
         """Ask for the boards of a day; return how many flights were on them."""
         flights = 0
         for asked_at, board in self.world.boards(night):
             self.clock.to(asked_at)
-            ask(url, board)
+            ask(client, board)
             flights += len(board)
         return flights
 
-    def _play(self, url: str, until: datetime) -> None:
+    def _play(self, client: httpx.Client, until: datetime) -> None:
         for night in self._nights(until):
             self._run(night)
-            self._ask(url, night)
+            self._ask(client, night)
 
     def _drawn(self) -> Figure:
         """Draw what was served, day by day."""

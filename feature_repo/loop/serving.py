@@ -61,8 +61,8 @@ def feature_server(repo: Path, clock: Clock) -> Iterator[str]:
 
 
 @contextmanager
-def application(repo: Path, features: str) -> Iterator[str]:
-    """Run `model_app.py` beside a feature server, and yield its address."""
+def application(repo: Path, features: str) -> Iterator[httpx.Client]:
+    """Run `model_app.py` beside a feature server, and yield a client of it."""
     command = [sys.executable, "-m", "uvicorn", "model_app:app", "--port", "0", "--no-access-log"]
     process = subprocess.Popen(
         command, cwd=repo, env={**ENVIRONMENT, "FEATURES_URL": features}, stderr=subprocess.PIPE, text=True
@@ -73,15 +73,17 @@ def application(repo: Path, features: str) -> Iterator[str]:
         line = next(lines, None)
         if line is None:
             raise SystemExit("The application did not start.")
-        yield next(word for word in line.split() if word.startswith("http://"))
+        url = next(word for word in line.split() if word.startswith("http://"))
+        with httpx.Client(base_url=url, timeout=START_SECONDS) as client:
+            yield client
     finally:
         process.terminate()
         process.wait(START_SECONDS)
 
 
-def ask(application: str, flights: list[dict[str, Any]]) -> dict[str, Any]:
+def ask(client: httpx.Client, flights: list[dict[str, Any]]) -> dict[str, Any]:
     """Ask the application which flights will be late."""
-    answer = httpx.post(f"{application}/late", json=flights, timeout=START_SECONDS)
+    answer = client.post("/late", json=flights)
     answer.raise_for_status()
     found: dict[str, Any] = answer.json()
     return found
