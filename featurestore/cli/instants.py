@@ -54,3 +54,8 @@ def duration(ctx: click.Context, _: click.Parameter, given: str | None) -> timed
         return None if given is None else read_duration(given)
     except ValueError as error:
         raise click.BadParameter(f"{given!r}: {error}.") from None
+
+
+def durations(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[timedelta, ...]:
+    """Return lengths of time, as the callback of an option that may be repeated."""
+    return tuple(found for text in given if (found := duration(ctx, parameter, text)) is not None)

@@ -5,9 +5,12 @@ Kinds ``blocked`` and ``accepted``; the key is the generation's. The latter is w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 
 import msgspec
+from featurestore_registry.documents import RunDocument
 from featurestore_registry.interface import Ledger, LedgerReader
 from featurestore_registry.records import Document
 
@@ -56,6 +59,28 @@ def blocked_runs(ledger: LedgerReader, project: str) -> list[tuple[str, BlockedR
     """Return the newest run of each generation that was blocked, with the key of the generation."""
     with understood("a blocked run"):
         return [(entry.key, msgspec.convert(entry.document, BlockedRun)) for entry in ledger.scan(project, BLOCKED)]
+
+
+def still_blocked(ledger: LedgerReader, project: str, key: str, later: Sequence[RunDocument]) -> BlockedRun | None:
+    """Return the run of a generation whose rows are blocked; None where they were accepted, or a later run read them.
+
+    ``later`` are the generation's runs, newest first.
+    """
+    with understood("a blocked run"):
+        entry = ledger.latest(project, BLOCKED, key)
+        found = None if entry is None else msgspec.convert(entry.document, BlockedRun)
+    if found is None or accepted_before(ledger, project, key, found.run_id) is not None:
+        return None
+    for run in takewhile(lambda run: run.run_id != found.run_id, later):
+        if run.state == "done" and not run.dry_run and (run.kind == found.kind or _covers(run, found)):
+            return None
+    return found
+
+
+def _covers(run: RunDocument, blocked: BlockedRun) -> bool:
+    return run.kind != "republish" and all(
+        any(start <= first and last <= end for start, end in run.intervals) for first, last in blocked.intervals
+    )
 
 
 def write_accepted(ledger: Ledger, project: str, accepted: Acceptance) -> None:

@@ -24,6 +24,7 @@ from featurestore.consistency.waiting_rows import settled, waiting_rows
 from featurestore.errors import AuthError, EngineError, FeatureStoreError, OfflineStoreError, OnlineStoreError
 from featurestore.following.held import MOST_MADE_ANEW, held_layouts, not_held, wait_for_records
 from featurestore.following.lag import Lag, lag_of
+from featurestore.ledger.blocked import BlockedRun, still_blocked
 from featurestore.ledger.commits import RUN
 from featurestore.ledger.runs import RunResult, runs
 from featurestore.ledger.statistics import recent_statistics
@@ -91,6 +92,12 @@ class ViewStatus:
     """That nothing was counted of its last run that appended rows, though it should have been; empty where it was."""
     held: int = 0
     """Rows that are set aside and that nobody has released or dropped, as far as the registry knows."""
+    blocked: BlockedRun | None = None
+    """The run whose rows are not as expected and not committed: nobody accepted them, and no later run read them."""
+    unmet: tuple[str, ...] = ()
+    """What the rows of its newest run that ended well are not like, though they are committed."""
+    accepted: str = ""
+    """With which reason, and by whom, these were accepted."""
     unreadable: str = ""
     """Why its table cannot be read, and what to do; newest event and rows then come from its last run."""
 
@@ -108,6 +115,7 @@ def status(workspace: Readers) -> list[ViewStatus]:
         history = [run for run in every if run.generation == registered.generation]  # others prepare the next one
         unfinished = list(takewhile(lambda run: run.state in ("running", "killed"), history))
         running = tuple(run for run in unfinished if run.state == "running")
+        done = next((run for run in history if run.state == "done" and not run.dry_run), None)
         lag = _lag(workspace, registered) if is_up else None
         ahead = covered_ahead(name, None if lag is None else lag.covered_us, now_us)
         greatest_us, offline_rows, unreadable = _committed(workspace, registered, watermark)
@@ -140,6 +148,9 @@ def status(workspace: Readers) -> list[ViewStatus]:
                 pushes_wait=pushes_wait,
                 waiting=_waiting(workspace, registered, watermark) if is_up and not running else 0,
                 unreadable=unreadable,
+                blocked=still_blocked(workspace.ledger, workspace.project, registered.ledger_key, history),
+                unmet=() if done is None else done.unmet,
+                accepted="" if done is None or not done.unmet else done.accepted,
                 held=held[registered.ledger_key].held if registered.ledger_key in held else 0,
                 no_statistics=_no_statistics(workspace, registered, history, counted),
             )

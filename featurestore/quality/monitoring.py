@@ -19,6 +19,7 @@ from featurestore_registry.documents import (
 )
 from featurestore_registry.records import canonical_json
 
+from featurestore.consistency.clocks import REGISTRY, clock_problem, registry_ahead_us
 from featurestore.definitions import Drift, FeatureView, MatchRate, Monitor
 from featurestore.errors import InputError, LedgerConflictError
 from featurestore.ledger.consumers import list_consumers, readers_of
@@ -37,6 +38,7 @@ from featurestore.types.times import MICROSECOND, to_instant
 from featurestore.workspace import Workspace
 
 State = Literal["ok", "watch", "alarm", "not judged"]
+_OLDER = "The windows end at this machine's now, so what was served after it is in none: --until says another end."
 _MOST = 1e300
 """JSON has no infinity."""
 
@@ -45,6 +47,7 @@ def monitor(workspace: Workspace, which: str | Monitor, until_us: int | None = N
     """Run a monitor and keep what it found. See `FeatureStore.monitor`."""
     found = _applied(workspace, which)
     snapshot = workspace.snapshot()
+    clocks = () if until_us is not None else tuple(_ahead(workspace))
     until_us = workspace.clock() if until_us is None else until_us
     rows = _Rows(workspace, found, until_us)
     definition = hashlib.sha256(canonical_json(monitor_document(found)).encode()).hexdigest()
@@ -66,6 +69,7 @@ def monitor(workspace: Workspace, which: str | Monitor, until_us: int | None = N
         revision=snapshot.chain.head,
         definition=definition,
         models=readers_of(list_consumers(workspace.ledger, workspace.project), [found.target.key]),
+        clocks=clocks,
     )
     result = _kept(workspace, document)
     if isinstance(found.target, FeatureView):
@@ -81,6 +85,14 @@ def _applied(workspace: Workspace, which: str | Monitor) -> Monitor:
     elif not isinstance(which, str):
         raise InputError(f"{which!r} is no monitor.", hint="Pass its name, or a Monitor that is applied.")
     return snapshot.get(Monitor, which if isinstance(which, str) else which.name)
+
+
+def _ahead(workspace: Workspace) -> Iterator[str]:
+    """Yield which clocks are ahead of this machine's, by which the last window ends: it may be an older one."""
+    ahead_us = registry_ahead_us(workspace.registry, workspace.project, workspace.clock())
+    told = clock_problem(REGISTRY, ahead_us)
+    if told is not None:
+        yield f"{told} {_OLDER} Run `fs doctor`."
 
 
 class _Rows:

@@ -9,14 +9,17 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from featurestore.quality.causes import CAUSES
+from featurestore.quality.pages import rendered
 from featurestore.served.keep import after_now_text
 from featurestore.tables import html_table, visible
-from featurestore.types.times import to_short_rfc3339
+from featurestore.types.times import to_instant, to_short_rfc3339
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+SHOWN_DIFFERENCES = 100
+"""So many are on a page."""
 HEADS = ("feature", "rows", "as then", "as now", "mean error", "greatest")
 SHOWN_ENTITIES, MOST_SHOWN = 3, 100
 """So many entities are told in words, and so many characters of each; `Parity.to_dict` has more."""
@@ -129,9 +132,19 @@ class Parity:
 
     def notes(self) -> Iterator[str]:
         """Yield what the figures do not say."""
+        yield from self._notes_of_causes()
+        yield from self.left_out()
+        for name, count in self.entities[:SHOWN_ENTITIES]:
+            short = visible(_HASH.sub(r"\1…", name))[:MOST_SHOWN]
+            yield f"most differences: {short} ({count:,})"
+
+    def _notes_of_causes(self) -> Iterator[str]:
         for than, causes in (("is known now", self.causes), ("was online then", self.causes_then)):
             for cause, count in causes.items():
                 yield f"{_differences(count)} from what {than}: {CAUSES[cause]}"
+
+    def left_out(self) -> Iterator[str]:
+        """Yield what was not compared, and what nobody explained."""
         if self.not_explained:
             yield f"{_differences(self.not_explained)} beyond these: not explained, compare a shorter span"
         for feature, count in self.not_recomputed.items():
@@ -145,9 +158,20 @@ class Parity:
             yield f"{told} not compared: the join keys are hashed with another secret than the settings have"
         if self.after_now:
             yield after_now_text(self.after_now)
-        for name, count in self.entities[:SHOWN_ENTITIES]:
-            short = visible(_HASH.sub(r"\1…", name))[:MOST_SHOWN]
-            yield f"most differences: {short} ({count:,})"
+
+    def to_html(self) -> str:
+        """Return a page that stands alone: no script, nothing from elsewhere; with the first 100 differences."""
+        rows = self.differences.slice(0, SHOWN_DIFFERENCES).to_pylist()
+        for row in rows:
+            row["served_at"] = to_short_rfc3339(to_instant(row["served_at"]))
+        return rendered(
+            "parity.html",
+            it=self,
+            rows=rows,
+            left_out=list(self.left_out()),
+            told_causes=CAUSES,
+            told_share=_share,
+        )
 
     def __str__(self) -> str:
         rows = [HEADS, *self.cells()]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from featurestore_registry.documents import COMPARED, MonitorDocument, WatchedFeature
 
+from featurestore.quality.pages import rendered
 from featurestore.served.keep import after_now_text
 from featurestore.tables import html_table, visible
 from featurestore.types.times import duration_text, to_second, to_short_rfc3339
@@ -108,6 +108,7 @@ class MonitorResult:
     def notes(self) -> Iterator[str]:
         """Yield what the table does not say."""
         it = self.document
+        yield from it.clocks
         for alarm in it.alarms:
             shown = any(each.name == alarm.feature and any(line.exceeds for line in each.lines) for each in it.features)
             told = "" if shown else f": {alarm.told}"  # the table says it
@@ -139,13 +140,14 @@ class MonitorResult:
 
 def page(results: Sequence[MonitorResult]) -> str:
     """Return what some monitors found as one page."""
-    from jinja2 import Environment, StrictUndefined
-
-    template = files("featurestore.quality").joinpath("report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["seen"] = visible
-    return environment.from_string(template).render(
-        results=results, order=_ORDER, states=STATES, lines=COMPARED, instant=to_second, served_in=served_in
+    return rendered(
+        "monitors.html",
+        results=results,
+        order=_ORDER,
+        states=STATES,
+        lines=COMPARED,
+        instant=to_second,
+        served_in=served_in,
     )
 
 

@@ -105,7 +105,7 @@ class RunDocument:
     duplicates: int = 0
     """Rows that were dropped, because a later one has the same keys and times; of events those that repeat another."""
     unchanged: int = 0
-    null_keys: int = 0  # dropped, as those of
+    null_keys: int = 0  # dropped, as are those without times
     null_times: int = 0
     waiting: int = 0
     """Rows dated after now: left for a later run."""
@@ -347,6 +347,8 @@ class MonitorDocument:
     """Consumers of the service."""
     acted_us: int = 0
     """When a command was run for an alarm last, also for one that is over."""
+    clocks: tuple[str, ...] = ()
+    """Which clocks are ahead of the one that ended the window, so that it may be an older one than is meant."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from featurestore import Between, FeatureStore, Field, Fresh, Rows, Share
 from featurestore.errors import FeatureStoreError, MaterializationError, NotFoundError
 from featurestore.ledger.blocked import ACCEPTED, accepted_before, blocked_runs
 from featurestore.ledger.runs import RunResult, all_runs
+from featurestore.maintenance.status import status
 from featurestore.prepare import prepare
 
 BLOCKING = """
@@ -79,6 +80,38 @@ def test_a_blocked_run_tells_each_rule_in_one_form(world: World) -> None:
     world.write([4.0, 50.0])
     with pytest.raises(MaterializationError, match=r"ratings: The rows are not as expected, and nothing was committed"):
         world.store.materialize_incremental()
+
+
+def test_the_status_says_what_is_blocked_until_it_is_not(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    def told() -> str:
+        (view,) = status(world.store.workspace)
+        page = fs("status")
+        assert (view.blocked is not None) == ("was blocked" in page)
+        return page
+
+    fs = CommandLine(world.root, capsys)
+    world.store.apply([view_of(on_failure="block")])
+    world.write([4.0, 50.0])
+    run = blocked(world)
+    assert f"run {run} was blocked, and nothing of it is committed: rating: Between(1.0, 5.0)" in told()
+    assert f"`fs accept {run} --reason TEXT`" in told()
+    world.clock.advance(HOUR)
+    again = blocked(world)
+    assert run not in told()
+    world.store.accept(again, "a new scale")
+    page = told()
+    assert "ratings: its last run is not as expected: rating: Between(1.0, 5.0)" in page
+    assert ", accepted all the same: a new scale (" in page
+    world.clock.advance(HOUR)
+    world.write([99.0])
+    third = blocked(world)
+    assert third in told()
+    assert fs.json("status")[0]["blocked"]["run_id"] == third
+    world.files -= 1
+    world.write([3.0])  # the source is right now: a later run reads the same span
+    world.clock.advance(HOUR)
+    world.store.materialize_incremental()
+    assert "expected" not in told()
 
 
 def test_of_two_who_accept_at_once_one_is_told_that_it_came_second(world: World) -> None:

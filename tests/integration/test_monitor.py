@@ -185,6 +185,7 @@ def test_what_was_served_before_is_a_baseline_and_tells_statuses_and_ages(world:
     late = world.monitor("by_time")
     assert found(late)["records of ratings"] == "alarm", str(late)
     assert "older than" in late["records of ratings"].lines[0].told
+    assert late.document.clocks == ()
     assert late.after_now == 0
     world.clock.advance(timedelta(days=3))
     world.serve()  # a server whose clock is ahead
@@ -192,6 +193,16 @@ def test_what_was_served_before_is_a_baseline_and_tells_statuses_and_ages(world:
     ahead = world.monitor("by_time")
     assert (ahead.after_now, ahead.to_dict()["after_now"]) == (DRIVERS, DRIVERS)
     assert f"{DRIVERS:,} served rows lie after now and are in no figure" in str(ahead)
+    assert ahead.document.clocks == ()
+    world.clock.advance(timedelta(days=-4))  # as on a machine whose clock is behind
+    behind = world.monitor("by_time")
+    (told,) = behind.document.clocks
+    assert told.startswith("The clock of the newest writer to the registry is 1 day ahead of this machine's. ")
+    assert told in str(behind)
+    assert "1 day ahead of this machine" in behind.to_html()
+    with world.store() as store:
+        means_it = store.monitor("by_time", to_datetime(world.clock.now_us))
+    assert means_it.document.clocks == ()
 
 
 def test_rows_of_runs_are_compared_with_rows_of_runs(world: World) -> None:

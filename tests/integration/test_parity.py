@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from support.command_line import CommandLine
 from support.parity import WINDOWS, World, causes
 
 from featurestore.materialization import materialize
@@ -54,6 +55,35 @@ def test_rows_that_are_committed_afterwards_are_late(world: World) -> None:
     rating = found.features[0]
     assert (rating.rows, rating.differs_now, rating.greatest_error) == (5, 1, 0.5)
     assert rating.mean_error == pytest.approx(0.25)  # over the two rows in which both sides have a number
+
+
+def test_the_page_stands_alone_and_shows_what_differs(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of drivers are texts of anybody: they are shown, and do nothing."""
+    world.write("plain", "1", [(2, -1, "<script>alert(1)</script>\u202e")])
+    world.materialize()
+    world.serve()
+    world.write("plain", "1", [(2, -1 - 4 / 60, "Rob & Bob")])  # the clock has moved on by four minutes
+    world.rides("1", [(1, -1, 4.0, 10)])
+    world.materialize()
+    fs, page = CommandLine(world.root, capsys), world.root / "parity.html"
+    span = ["--since", "2024-02-01", "--until", "2024-04-01"]
+    assert "A page is written to" in fs("parity", "model", *span, "--html", str(page))
+    text = page.read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "\u202e" not in text
+    assert "Rob &amp; Bob" in text
+    assert "default-src 'none'" in text
+    assert "All 4: " in text
+    assert ">80.00 %<" in text
+    assert "Every difference has a cause." in text
+    assert "http" not in text.replace("http-equiv", "")
+    nowhere = world.root / "no/folder/parity.html"
+    fs("parity", "model", *span, "--html", str(nowhere), expect=1)
+    assert "cannot be written" in fs.err
+    (world.root / "parity.html").unlink()
+    fs("parity", "model", "--html", str(page))  # of the last day, years later
+    assert "Nothing was served in this span that can be compared." in page.read_text()
 
 
 def test_a_later_version_of_the_same_event_is_a_correction(world: World) -> None:

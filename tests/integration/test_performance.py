@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pandas as pd
 import pytest
 from support.clock import ManualClock
 from support.command_line import CommandLine
@@ -22,7 +23,7 @@ from featurestore.quality.figures import classes, numbers, yes_or_no
 from featurestore.quality.performance import Performance
 from featurestore.served.predictions import KeptFor, checked, table_of
 from featurestore.server.read import served as server_log
-from featurestore.types.times import to_datetime
+from featurestore.types.times import MAX_INSTANT, MIN_INSTANT, to_datetime
 
 US = timedelta(microseconds=1)
 
@@ -244,6 +245,29 @@ def test_the_command_and_the_page_show_the_same(
     assert told["models"][0]["figures"]["bias"] == -2.0
     assert told["models"][0]["model"] == HOSTILE
     assert "no prediction of this span" in fs(*wanted, "--since", "-1d")
+    cover(project.workspace(clock), "fresh", MIN_INSTANT, MAX_INSTANT)
+    frame, out = project.root / "frame.parquet", project.root / "training.parquet"
+    at = pd.to_datetime([begin_us, begin_us + 1], unit="us", utc=True)
+    pd.DataFrame({"customer_id": [1, 2], "event_timestamp": at}).to_parquet(frame)
+    made = ["training-set", "--entities", str(frame), "--features", "fresh:score", "--out", str(out)]
+    label = ["--label", "outcomes:delay", "--horizon", "6h"]
+    assert "2 rows written" in fs(*made, *label, "--label", "outcomes:late", "--label-name", "d", "--label-name", "l")
+    rows = pd.read_parquet(out)
+    assert rows["d"].fillna(-1).tolist() == [3.0, -1]  # the second row is of the outcome's very instant
+    assert list(rows) == ["customer_id", "event_timestamp", "score", "d", "l"]
+    fs(*made, *label, "--label", "outcomes:late", "--horizon", "1h")
+    assert list(pd.read_parquet(out))[-2:] == ["delay", "late"]
+    for wrong, told in (
+        (["--horizon", "6h"], "--horizon is of a --label"),
+        (["--label", "outcomes:delay"], "1 --label and 0 --horizon"),
+        ([*label, "--horizon", "1h"], "1 --label and 2 --horizon"),
+        ([*label, "--label-name", "a", "--label-name", "b"], "1 --label and 2 --label-name"),
+        ([*label[:3], "six"], "'six'"),
+    ):
+        fs(*made, *wrong, expect=2)
+        assert told in fs.err
+    fs(*made, "--label", "outcomes", "--horizon", "6h", expect=1)
+    assert "a label is one feature" in fs.err
     fs("performance", "loged", *wanted[2:], expect=1)
     assert "no feature service 'loged'" in fs.err
     fs(*wanted[:4], "--horizon", "six", *wanted[6:], expect=2)

@@ -217,7 +217,16 @@ def test_what_was_changed_is_written_down(served: Served) -> None:
     with HttpRegistry(served.url, token=served.by_role[Role.ADMIN]) as registry:
         create_token(registry.ledger, "p", Role.VIEWER, expires_at_us=None, now_us=0, name="new")
         assert registry.definitions.history("p")[0].author == "editor"
+        with HttpRegistry(served.url, token=served.by_role[Role.OPERATOR]) as other:
+            accepted = {"run_id": "r7", "rows": "hash", "reason": "<b>a new scale", "by": "root"}
+            other.ledger.append("p", "accepted", "ratings.2", accepted)
         entries = registry.journal.scan("p", "audit")
+    acceptance = dict(entries.pop().document)
+    assert acceptance.pop("token")
+    assert acceptance == {
+        "action": "accept rows", "by": "operator", "from": "127.0.0.1", "view": "ratings", "run": "r7",
+        "reason": "<b>a new scale",
+    }  # fmt: skip
     told = [(each.document["action"], each.document["by"], each.document["from"]) for each in entries]
     assert told == [("apply", "editor", "127.0.0.1"), ("create token", "admin", "127.0.0.1")]
     assert entries[0].document["changes"] == ["put view:b"]

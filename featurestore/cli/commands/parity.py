@@ -12,7 +12,7 @@ from featurestore.cli.output import Output, repo_command
 from featurestore.errors import NotFoundError
 from featurestore.quality.parity import HEADS, Parity
 from featurestore.store import FeatureStore
-from featurestore.training.outputs import check_output, write_rows
+from featurestore.training.outputs import check_output, write_rows, write_text
 from featurestore.types.times import to_datetime, to_short_rfc3339
 
 
@@ -21,6 +21,7 @@ from featurestore.types.times import to_datetime, to_short_rfc3339
 @click.option("--since", callback=instant, default="-1d", show_default=True, metavar="INSTANT", help="First instant.")
 @click.option("--until", callback=instant, metavar="INSTANT", help="Rows before it; default: now.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Parquet file for the differences.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Page to write, which stands alone.")
 @click.option(
     "--check", is_flag=True, help="Exit with 3 where a difference is unexplained, with 1 where there is nothing."
 )
@@ -32,6 +33,7 @@ def command(
     since: Moment | None,
     until: Moment | None,
     out: Path | None,
+    html: Path | None,
     check: bool,
 ) -> None:
     """Compare what was served with what should have been, and say why it differs.
@@ -53,6 +55,9 @@ def command(
         output.say(note)
     if out is not None:
         output.say(f"{_written(found)} written to {out}.")
+    if html is not None:
+        write_text(found.to_html(), html)
+        output.say(f"A page is written to {html}.")
     if check and found.is_empty:
         first, last = (to_short_rfc3339(at_us) for at_us in (found.start_us, found.end_us))
         raise NotFoundError(

@@ -59,6 +59,8 @@ def command(store: FeatureStore, output: Output, servers: bool) -> None:
         elif view.pushes_wait:
             told = f"{view.view}: its records were made for other windows, so events that are pushed come online with"
             output.say(f"{told} the next run, or with `{command}`.", style="yellow")
+        for line in _expected(view):
+            output.say(line, style="yellow")
         if view.no_statistics:
             output.say(view.no_statistics, style="yellow")
         if view.held:
@@ -69,6 +71,19 @@ def command(store: FeatureStore, output: Output, servers: bool) -> None:
     _warn(output, found)
     for line in _served(store):
         output.say(line)
+
+
+def _expected(view: ViewStatus) -> Iterator[str]:
+    """Yield what of a view's rows is not as expected: what is blocked, and what is committed all the same."""
+    if view.blocked is not None:
+        run, unmet = view.blocked.run_id, "; ".join(view.blocked.unmet)
+        yield (
+            f"{view.view}: run {run} was blocked, and nothing of it is committed: {unmet}. `fs log` shows it. If its "
+            f"rows are right: `fs accept {run} --reason TEXT`."
+        )
+    if view.unmet:
+        how = f", accepted all the same: {view.accepted}" if view.accepted else ". `fs log` shows it."
+        yield f"{view.view}: its last run is not as expected: {'; '.join(view.unmet)}{how}"
 
 
 def _warn(output: Output, found: list[ViewStatus]) -> None:

@@ -80,6 +80,8 @@ LEDGER: Mapping[str, Needs] = {
 """By the kind of a ledger's entries. Tokens have routes of their own."""
 AUDITED = frozenset({"training_set", "consumer"})
 """Kinds of the ledger's entries that people write and delete by name."""
+ACCEPTED = "accepted"
+"""A kind of the ledger's entries: that rows which were blocked are committed all the same."""
 JOURNAL: Mapping[str, Needs] = {
     **dict.fromkeys(("commit", "publish", "pushed_online"), Needs(Role.VIEWER, Role.OPERATOR)),
     SERVING: Needs(Role.VIEWER, Role.READER, is_server=True),  # readers' tokens are in many hands

@@ -29,7 +29,7 @@ from featurestore_registry.catalog.app import Catalog
 from featurestore_registry.documents import DELETED
 from featurestore_registry.errors import AuthError, FeatureStoreError, RegistryFormatError
 from featurestore_registry.http import wire
-from featurestore_registry.http.access import AUDITED, Access, shown
+from featurestore_registry.http.access import ACCEPTED, AUDITED, Access, shown
 from featurestore_registry.http.login import add_login, add_sessions, client_of
 from featurestore_registry.http.policy import Judge, Policy, name_of
 from featurestore_registry.http.urls import PREFIX
@@ -207,6 +207,9 @@ def _add_ledger(api: APIRouter, registry: Registry, access: Access) -> None:
         if kind in AUDITED:
             action = "delete" if body.document in DELETED else "set"
             _audit(access, request, project, f"{action} {kind.replace('_', ' ')}", {"name": body.key})
+        if kind == ACCEPTED:
+            told = {"view": body.key.rpartition(".")[0], "run": body.document.get("run_id", "")}
+            _audit(access, request, project, "accept rows", {**told, "reason": body.document.get("reason", "")})
         return wire.VersionBody(version=made)
 
 
