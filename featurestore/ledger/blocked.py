@@ -78,7 +78,7 @@ def still_blocked(ledger: LedgerReader, project: str, key: str, later: Sequence[
 
 
 def _covers(run: RunDocument, blocked: BlockedRun) -> bool:
-    return run.kind != "republish" and all(
+    return run.kind not in ("republish", "release") and all(
         any(start <= first and last <= end for start, end in run.intervals) for first, last in blocked.intervals
     )
 

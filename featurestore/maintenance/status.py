@@ -39,6 +39,21 @@ LATE_RUNS, LATE_COMMITS = 50, 200
 """Among how many runs, and in how many commits, killed ones are looked for that nobody counted."""
 
 
+_READ_NOTHING = ("republish", "release")
+
+
+@dataclass(frozen=True, slots=True)
+class Unexpected:
+    """What of a view's rows is not as expected."""
+
+    blocked: BlockedRun | None = None
+    """The run whose rows are not committed: nobody accepted them, and no later run read them."""
+    unmet: tuple[str, ...] = ()
+    """What the rows of its newest run that read any are not like, though they are committed."""
+    accepted: str = ""
+    """With which reason, and by whom, these were accepted."""
+
+
 @dataclass(frozen=True, slots=True)
 class ViewStatus:
     """One view's state, from the ledger and the offline store's log."""
@@ -92,20 +107,14 @@ class ViewStatus:
     """That nothing was counted of its last run that appended rows, though it should have been; empty where it was."""
     held: int = 0
     """Rows that are set aside and that nobody has released or dropped, as far as the registry knows."""
-    blocked: BlockedRun | None = None
-    """The run whose rows are not as expected and not committed: nobody accepted them, and no later run read them."""
-    unmet: tuple[str, ...] = ()
-    """What the rows of its newest run that ended well are not like, though they are committed."""
-    accepted: str = ""
-    """With which reason, and by whom, these were accepted."""
+    unexpected: Unexpected = Unexpected()
     unreadable: str = ""
     """Why its table cannot be read, and what to do; newest event and rows then come from its last run."""
 
 
 def status(workspace: Readers) -> list[ViewStatus]:
     """Return the state of every view, sorted by name."""
-    now_us = workspace.clock()
-    found = []
+    now_us, found = workspace.clock(), list[ViewStatus]()
     found_by_view, is_up = _mismatches(workspace)
     clocks, gone, room = _of_stores(workspace, now_us, is_online_up=is_up)
     counted, held = _counted_runs(workspace), noted_held(workspace.ledger, workspace.project)
@@ -115,7 +124,6 @@ def status(workspace: Readers) -> list[ViewStatus]:
         history = [run for run in every if run.generation == registered.generation]  # others prepare the next one
         unfinished = list(takewhile(lambda run: run.state in ("running", "killed"), history))
         running = tuple(run for run in unfinished if run.state == "running")
-        done = next((run for run in history if run.state == "done" and not run.dry_run), None)
         lag = _lag(workspace, registered) if is_up else None
         ahead = covered_ahead(name, None if lag is None else lag.covered_us, now_us)
         greatest_us, offline_rows, unreadable = _committed(workspace, registered, watermark)
@@ -148,14 +156,21 @@ def status(workspace: Readers) -> list[ViewStatus]:
                 pushes_wait=pushes_wait,
                 waiting=_waiting(workspace, registered, watermark) if is_up and not running else 0,
                 unreadable=unreadable,
-                blocked=still_blocked(workspace.ledger, workspace.project, registered.ledger_key, history),
-                unmet=() if done is None else done.unmet,
-                accepted="" if done is None or not done.unmet else done.accepted,
+                unexpected=_unexpected(workspace, registered, history),
                 held=held[registered.ledger_key].held if registered.ledger_key in held else 0,
                 no_statistics=_no_statistics(workspace, registered, history, counted),
             )
         )
     return found
+
+
+def _unexpected(workspace: Readers, registered: RegisteredView, history: list[RunResult]) -> Unexpected:
+    read = (run for run in history if run.state == "done" and not run.dry_run and run.kind not in _READ_NOTHING)
+    last = next(read, None)
+    blocked = still_blocked(workspace.ledger, workspace.project, registered.ledger_key, history)
+    if last is None or not last.unmet:
+        return Unexpected(blocked)
+    return Unexpected(blocked, last.unmet, last.accepted)
 
 
 def _counted_runs(workspace: Readers) -> dict[str, str] | None:

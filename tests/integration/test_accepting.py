@@ -86,7 +86,7 @@ def test_the_status_says_what_is_blocked_until_it_is_not(world: World, capsys: p
     def told() -> str:
         (view,) = status(world.store.workspace)
         page = fs("status")
-        assert (view.blocked is not None) == ("was blocked" in page)
+        assert (view.unexpected.blocked is not None) == ("was blocked" in page)
         return page
 
     fs = CommandLine(world.root, capsys)
@@ -106,7 +106,7 @@ def test_the_status_says_what_is_blocked_until_it_is_not(world: World, capsys: p
     world.write([99.0])
     third = blocked(world)
     assert third in told()
-    assert fs.json("status")[0]["blocked"]["run_id"] == third
+    assert fs.json("status")[0]["unexpected"]["blocked"]["run_id"] == third
     world.files -= 1
     world.write([3.0])  # the source is right now: a later run reads the same span
     world.clock.advance(HOUR)

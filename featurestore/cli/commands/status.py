@@ -75,15 +75,16 @@ def command(store: FeatureStore, output: Output, servers: bool) -> None:
 
 def _expected(view: ViewStatus) -> Iterator[str]:
     """Yield what of a view's rows is not as expected: what is blocked, and what is committed all the same."""
-    if view.blocked is not None:
-        run, unmet = view.blocked.run_id, "; ".join(view.blocked.unmet)
+    found = view.unexpected
+    if found.blocked is not None:
+        run, unmet = found.blocked.run_id, "; ".join(found.blocked.unmet)
         yield (
             f"{view.view}: run {run} was blocked, and nothing of it is committed: {unmet}. `fs log` shows it. If its "
             f"rows are right: `fs accept {run} --reason TEXT`."
         )
-    if view.unmet:
-        how = f", accepted all the same: {view.accepted}" if view.accepted else ". `fs log` shows it."
-        yield f"{view.view}: its last run is not as expected: {'; '.join(view.unmet)}{how}"
+    if found.unmet:
+        how = f", accepted all the same: {found.accepted}" if found.accepted else ". `fs log` shows it."
+        yield f"{view.view}: its last run is not as expected: {'; '.join(found.unmet)}{how}"
 
 
 def _warn(output: Output, found: list[ViewStatus]) -> None:
