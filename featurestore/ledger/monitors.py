@@ -10,7 +10,8 @@ from dataclasses import fields
 from typing import Any
 
 import msgspec
-from featurestore_registry.documents import MONITOR, MonitorDocument
+from featurestore_registry.documents import MONITOR
+from featurestore_registry.findings import MonitorDocument
 from featurestore_registry.interface import Ledger, LedgerReader
 
 from featurestore.errors import LedgerConflictError, RegistryFormatError

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
-from featurestore_registry.documents import MonitorDocument
+from featurestore_registry.findings import MonitorDocument
 
 from featurestore.errors import MaterializationError
 from featurestore.ledger.monitors import change_alarms

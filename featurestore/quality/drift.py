@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from featurestore_registry.documents import COMPARED
+from featurestore_registry.findings import COMPARED
 
 from featurestore.definitions import Drift
 from featurestore.engine.profiles import is_number

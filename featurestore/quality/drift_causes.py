@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from featurestore_registry.documents import DriftCause
+from featurestore_registry.findings import DriftCause
 
 from featurestore.engine.profiles import is_number
 from featurestore.quality.counts import Counts, Floats, counts_of

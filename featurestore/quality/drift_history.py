@@ -9,7 +9,8 @@ from pathlib import PurePath
 
 import numpy as np
 import numpy.typing as npt
-from featurestore_registry.documents import ColumnStatistics, DriftCause, StatisticsDocument
+from featurestore_registry.documents import ColumnStatistics, StatisticsDocument
+from featurestore_registry.findings import DriftCause
 
 from featurestore.definitions import FeatureView
 from featurestore.ledger.statistics import recent_statistics

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from featurestore_registry.documents import DriftCause, WatchedFeature
+from featurestore_registry.findings import DriftCause, WatchedFeature
 
 from featurestore.definitions import FeatureService, FeatureView, Monitor
 from featurestore.ledger.monitors import recent_findings

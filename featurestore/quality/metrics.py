@@ -8,7 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from featurestore_registry.documents import COMPARED, ComparedLine, WatchedFeature
+from featurestore_registry.findings import COMPARED, ComparedLine, WatchedFeature
 
 from featurestore.definitions import Label, ModelMetric, Monitor
 from featurestore.definitions.monitor import METRICS

@@ -9,14 +9,7 @@ from datetime import timedelta
 from fractions import Fraction
 from typing import Literal
 
-from featurestore_registry.documents import (
-    MATCHES,
-    RECORDS,
-    ComparedLine,
-    MonitorAlarm,
-    MonitorDocument,
-    WatchedFeature,
-)
+from featurestore_registry.findings import MATCHES, RECORDS, ComparedLine, MonitorAlarm, MonitorDocument, WatchedFeature
 from featurestore_registry.records import canonical_json
 
 from featurestore.consistency.clocks import REGISTRY, clock_problem, registry_ahead_us

@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from featurestore_registry.documents import COMPARED, MonitorDocument, WatchedFeature
+from featurestore_registry.findings import COMPARED, MonitorDocument, WatchedFeature
 
 from featurestore.quality.pages import rendered
 from featurestore.served.keep import after_now_text

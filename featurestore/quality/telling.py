@@ -11,7 +11,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from socket import SHUT_RDWR
 from typing import Any
 
-from featurestore_registry.documents import MonitorDocument
+from featurestore_registry.findings import MonitorDocument
 from featurestore_registry.records import canonical_json
 
 from featurestore.errors import MaterializationError, SettingsError

@@ -105,8 +105,10 @@ class RunDocument:
     duplicates: int = 0
     """Rows that were dropped, because a later one has the same keys and times; of events those that repeat another."""
     unchanged: int = 0
-    null_keys: int = 0  # dropped, as are those without times
+    null_keys: int = 0
+    """Dropped."""
     null_times: int = 0
+    """Dropped."""
     waiting: int = 0
     """Rows dated after now: left for a later run."""
     withdrawn: int = 0
@@ -117,7 +119,8 @@ class RunDocument:
     published: PublishedDocument = field(default_factory=PublishedDocument)
     duration_ms: int | None = None
     error: str | None = None
-    dry_run: bool = False  # whether the run only counted and wrote nothing
+    dry_run: bool = False
+    """Whether the run only counted and wrote nothing."""
     unusable: int = 0
     """Events that were dropped, because they have no id or a text that is too long."""
     conflicts: int = 0
@@ -149,7 +152,8 @@ class QuarantineDocument:
 
 Scalar = bool | int | float | str | None
 """A value as JSON: instants RFC 3339 with microseconds, dates ISO, decimals as text, bytes in base64."""
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of which `ColumnStatistics.quantiles` holds the values
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+"""Of which `ColumnStatistics.quantiles` holds the values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,117 +242,6 @@ class StatisticsDocument:
     """Of the code that on-demand features of a training set were computed with; of a view's SQL."""
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """For each source its files when the run read them, at most 100."""
-
-
-COMPARED: Mapping[str, str] = {
-    "psi": "distribution", "shift": "mean", "jensen_shannon": "categories", "nulls": "nulls",
-    "not_finite": "NaN and infinities", "statuses": "statuses", "outside": "outside the bins",
-    "new_values": "new values", "stale": "age of records", "match_rate": "match rate", "auc": "AUC", "bias": "bias",
-    "accuracy": "accuracy", "log_loss": "log loss", "mean_absolute_error": "mean absolute error",
-    "root_mean_square_error": "root mean square error",
-}  # fmt: skip
-"""What a monitor compares, in words, in the order in which it is told."""
-RECORDS, MATCHES = "records of ", "served as known"
-"""Begins the name of the age of a view's records; and the name of the rate of matches."""
-
-
-@dataclass(frozen=True, slots=True)
-class ComparedLine:
-    """One figure that a monitor compared with a bound."""
-
-    name: str
-    """Such as ``psi``, ``nulls`` or ``new_values``."""
-    value: float
-    bound: float
-    """From where on it is too far, what chance makes included; a model's score is so below it."""
-    told: str
-    """The figures in words."""
-    exceeds: bool = False
-    exceeded_before: bool = False
-    """Whether it was too far in the window before, too: both make an alarm."""
-
-
-@dataclass(frozen=True, slots=True)
-class DriftCause:
-    """What a change comes with, strongest first."""
-
-    kind: str
-    """Such as ``segment``, ``unit``, ``definition``, ``run``, ``nulls`` or ``entities``."""
-    told: str
-    weight: float = 0.0
-    """The share of the change that it explains, as far as that can be said."""
-
-
-@dataclass(frozen=True, slots=True)
-class WatchedFeature:
-    """One feature of a monitor, the records of a view, or how a model does."""
-
-    name: str
-    """Of a model ``{metric} of {prediction} by {model}``; without the latter where there is none."""
-    state: Literal["ok", "watch", "alarm", "not judged"]
-    """``watch``: too far in the last window alone."""
-    rows: int = 0
-    entities: int = 0
-    baseline_rows: int = 0
-    baseline_entities: int = 0
-    lines: tuple[ComparedLine, ...] = ()
-    not_judged: str = ""
-    """Why nothing, or not everything, was compared."""
-    bars: tuple[tuple[str, float, float], ...] = ()
-    """For a drawing: what a bar stands for, its shares of the baseline and of the window. Kept where one is too far."""
-    causes: tuple[DriftCause, ...] = ()
-    start_us: int = 0
-    """Of a model: its predictions are for what was served in [start, until), a horizon before the window; else 0."""
-    until_us: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class MonitorAlarm:
-    """A feature that is too far, until it is found not to be."""
-
-    id: str
-    feature: str
-    line: str
-    """The first of the lines that are too far."""
-    told: str
-    opened_us: int
-    acted_us: int = 0
-    """When a command was run for it, 0: none was."""
-    sent_us: int = 0
-    """When the webhook took it, 0: it did not."""
-    sending_us: int = 0
-    """When somebody began to send it last, 0: it was not taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class MonitorDocument:
-    """What a monitor found."""
-
-    monitor: str
-    target: str
-    """``feature_service:{name}`` or ``feature_view:{name}``."""
-    state: Literal["ok", "watch", "alarm", "not judged"]
-    made_us: int
-    start_us: int
-    """The last window, [start, until); the one before it is as long and ends where it starts."""
-    until_us: int
-    baseline: str
-    """In words."""
-    rows: int = 0
-    features: tuple[WatchedFeature, ...] = ()
-    alarms: tuple[MonitorAlarm, ...] = ()
-    match_rate: float | None = None
-    """The share of served values that are what was online by then; None where that was not asked for."""
-    revision: str = ""
-    """The hash of the definitions' revision."""
-    definition: str = ""
-    """A hash of the monitor's definition: alarms of another one ended with it."""
-    models: tuple[str, ...] = ()
-    """Consumers of the service."""
-    acted_us: int = 0
-    """When a command was run for an alarm last, also for one that is over."""
-    clocks: tuple[str, ...] = ()
-    """Which clocks are ahead of the one that ended the window, so that it may be an older one than is meant."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import pytest
 from featurestore_registry.auth import Role, create_token
-from featurestore_registry.documents import MONITOR, MonitorAlarm
+from featurestore_registry.documents import MONITOR
+from featurestore_registry.findings import MonitorAlarm
 from featurestore_registry.http.client import open_registry as open_http
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change

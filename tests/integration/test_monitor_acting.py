@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from featurestore_registry.documents import MonitorAlarm, MonitorDocument
+from featurestore_registry.findings import MonitorAlarm, MonitorDocument
 from pydantic import SecretStr
 from support.clock import ManualClock
 from support.command_line import CommandLine

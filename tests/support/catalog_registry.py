@@ -9,7 +9,6 @@ from typing import Any
 
 from featurestore_registry.documents import (
     EDGES,
-    MATCHES,
     MONITOR,
     QUANTILES,
     RUN,
@@ -18,18 +17,21 @@ from featurestore_registry.documents import (
     WATERMARK,
     BinsDocument,
     ColumnStatistics,
-    ComparedLine,
-    DriftCause,
     EdgesDocument,
-    MonitorAlarm,
-    MonitorDocument,
     PublishedDocument,
     RunDocument,
     SavedFrame,
     SavedRead,
     StatisticsDocument,
-    WatchedFeature,
     WatermarkDocument,
+)
+from featurestore_registry.findings import (
+    MATCHES,
+    ComparedLine,
+    DriftCause,
+    MonitorAlarm,
+    MonitorDocument,
+    WatchedFeature,
 )
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change, Record, RecordField

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from featurestore_registry.documents import DriftCause
+from featurestore_registry.findings import DriftCause
 
 from featurestore import Drift
 from featurestore.quality.drift import compared

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featurestore_registry.documents import ComparedLine, MonitorAlarm, MonitorDocument, WatchedFeature
+from featurestore_registry.findings import ComparedLine, MonitorAlarm, MonitorDocument, WatchedFeature
 
 from featurestore.quality.report import MonitorResult
 

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 
 from featurestore_registry.catalog.reading import read
 from featurestore_registry.catalog.words import Brief, brief, instant
-from featurestore_registry.documents import COMPARED, MATCHES, MONITOR, MonitorAlarm, MonitorDocument, WatchedFeature
+from featurestore_registry.documents import MONITOR
+from featurestore_registry.findings import COMPARED, MATCHES, MonitorAlarm, MonitorDocument, WatchedFeature
 from featurestore_registry.interface import LedgerReader
 from featurestore_registry.records import Document, LedgerEntry
 

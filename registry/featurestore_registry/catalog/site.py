@@ -16,7 +16,7 @@ from featurestore_registry.catalog.project import Project
 from featurestore_registry.catalog.search import Index, entries_of
 from featurestore_registry.catalog.statistics import Figures, Shares, figures_of
 from featurestore_registry.catalog.words import to_us
-from featurestore_registry.documents import MonitorDocument
+from featurestore_registry.findings import MonitorDocument
 from featurestore_registry.interface import RegistryReader
 from featurestore_registry.lineage.graph import Graph
 from featurestore_registry.records import State

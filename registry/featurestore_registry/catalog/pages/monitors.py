@@ -33,7 +33,8 @@ from featurestore_registry.catalog.pages.watching import (
 )
 from featurestore_registry.catalog.project import SERVICE
 from featurestore_registry.catalog.words import counted, instant
-from featurestore_registry.documents import MONITOR, MonitorAlarm, MonitorDocument, WatchedFeature
+from featurestore_registry.documents import MONITOR
+from featurestore_registry.findings import MonitorAlarm, MonitorDocument, WatchedFeature
 from featurestore_registry.records import Record
 
 PER_PAGE, FEATURES_PER_PAGE = 50, 20

@@ -24,7 +24,8 @@ from featurestore_registry.catalog.pages.shared import parts_read, personal_of
 from featurestore_registry.catalog.project import SERVICE, VIEW
 from featurestore_registry.catalog.reading import facts, objects
 from featurestore_registry.catalog.words import brief, counted, duration, instant, number, rule, share
-from featurestore_registry.documents import MONITOR, RECORDS, TRAINING_SET
+from featurestore_registry.documents import MONITOR, TRAINING_SET
+from featurestore_registry.findings import RECORDS
 from featurestore_registry.records import Document, Record
 
 _DISTANCES = ("psi", "shift", "jensen_shannon")
