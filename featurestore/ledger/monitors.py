@@ -70,11 +70,11 @@ def write_finding(ledger: Ledger, project: str, document: MonitorDocument, *, if
     ledger.append(project, MONITOR, document.monitor, msgspec.to_builtins(document), if_version=if_version)
 
 
-Change = Callable[[MonitorDocument, int], tuple[MonitorDocument, tuple[str, ...]]]
+Marking = Callable[[MonitorDocument, int], tuple[MonitorDocument, tuple[str, ...]]]
 """Returns a finding at an instant with other marks, and the ids of the alarms that got them."""
 
 
-def change_alarms(workspace: Workspace, name: str, change: Change) -> tuple[str, ...]:
+def change_alarms(workspace: Workspace, name: str, change: Marking) -> tuple[str, ...]:
     """Change the marks of alarms in what a monitor found last; returns the ids that ``change`` did, none where none."""
     for _ in range(TRIES):
         document, version = newest_finding(workspace.ledger, workspace.project, name)

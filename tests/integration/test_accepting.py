@@ -111,7 +111,9 @@ def test_the_status_says_what_is_blocked_until_it_is_not(world: World, capsys: p
     world.write([3.0])  # the source is right now: a later run reads the same span
     world.clock.advance(HOUR)
     world.store.materialize_incremental()
-    assert "expected" not in told()
+    page = told()
+    assert "expected" not in page
+    assert "blocked" not in page
 
 
 def test_of_two_who_accept_at_once_one_is_told_that_it_came_second(world: World) -> None:

@@ -37,7 +37,7 @@ watched = Monitor("watched", service=logged, baseline=timedelta(days=1), window=
     ModelMetric("auc", late, "late", at_least=0.7, rows=300),
     ModelMetric("accuracy", late, "late", at_least=0.6, rows=300, model="good"),
     ModelMetric("mean_absolute_error", delay, "delay", at_most=5),
-    ModelMetric("mean_absolute_error", delay, "delay", at_most=900, model="coarse"),
+    ModelMetric("mean_absolute_error", delay, "delay", at_most=9000, model="coarse"),
     ModelMetric("bias", delay, "delay", at_most=2),
 ])
 """
@@ -123,7 +123,7 @@ def test_each_model_is_judged_over_what_has_matured(
         bad: "alarm",
         "accuracy of late by good": "ok",
         "mean_absolute_error of delay by exact": "ok",
-        "mean_absolute_error of delay by coarse": "alarm",
+        "mean_absolute_error of delay by coarse": "ok",
         "bias of delay by exact": "ok",
         "bias of delay by coarse": "alarm",
     }
@@ -137,7 +137,7 @@ def test_each_model_is_judged_over_what_has_matured(
         assert (each.start_us, each.until_us) == (begin_us - 5 * HOUR_US // 2, begin_us + 3 * HOUR_US // 2)
     assert found["mean_absolute_error of delay by exact"].lines[0].value == pytest.approx(1)
     assert "bias -1 of 600 predictions, at most 2 is wanted (2 " in found["bias of delay by exact"].lines[0].told
-    assert len(found.alarms) == 3
+    assert len(found.alarms) == 2
     assert run(project, clock).alarms == found.alarms
     fs, at = CommandLine(project.root, capsys), to_rfc3339(clock())
     page, text = tmp_path / "page.html", tmp_path / "fs.prom"
@@ -156,7 +156,7 @@ def test_each_model_is_judged_over_what_has_matured(
     with serving_catalog(workspace.registry) as url:
         seen = httpx.get(f"{url}/p/shop/monitor/watched").text
     assert "AUC of late, by each model, beside outcomes:late within 6" in seen
-    assert "at most <strong>900</strong>" in seen
+    assert "at most <strong>9,000</strong>" in seen
     assert "served 2024-02-01 09:30" in seen
     assert "<b>m" not in seen
     assert "&lt;b&gt;m" in seen
@@ -185,9 +185,9 @@ def test_each_model_is_judged_over_what_has_matured(
     last = run(project, clock)
     assert states(last)["auc of late by good"] == "ok"
     assert bad not in states(last)
-    assert {alarm.feature for alarm in last.document.alarms} == {
-        "bias of delay by coarse", "mean_absolute_error of delay by coarse",
-    }, "a model that others replaced is no alarm any more; one that nobody replaced stays one"  # fmt: skip
+    assert {alarm.feature for alarm in last.document.alarms} == {"bias of delay by coarse"}, (
+        "a model that others replaced is no alarm any more; one that nobody replaced stays one"
+    )
 
 
 def test_what_cannot_be_judged_is_said(project: Project, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
