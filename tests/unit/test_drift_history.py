@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from featurestore_registry.documents import MonitorDocument, StatisticsDocument, WatchedFeature
+from featurestore_registry.documents import StatisticsDocument
+from featurestore_registry.findings import MonitorDocument, WatchedFeature
 from featurestore_registry.interface import Registry
 from featurestore_registry.sql import open_registry
 
