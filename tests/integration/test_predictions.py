@@ -178,7 +178,7 @@ def test_a_client_leaves_out_what_nobody_can_join(
         assert "x-served-log" not in plain.post("/v1/online-features", json=body).headers
         body = {"feature_service": "logged", "entities": {"customer_id": [1]}}
         assert plain.post("/get-online-features", json=body).headers["x-served-log"] == "kept"
-    assert [row["request_id"] for row in logged(project, clock, "seldom")] == [asked[1].request_id, asked[2].request_id]
+    assert {row["request_id"] for row in logged(project, clock, "seldom")} == {asked[1].request_id, asked[2].request_id}
 
 
 def test_a_client_remembers_its_newest_requests(
