@@ -33,7 +33,7 @@ import model  # noqa: E402
 import train  # noqa: E402
 from page import ENVIRONMENT, Page, console  # noqa: E402
 from serving import Clock, application, ask, feature_server  # noqa: E402
-from world import ALARM, BAD_NIGHT, CHANGED_FROM, DAY, END, LAST, LEARN_FROM, SERVED_FROM, World  # noqa: E402
+from world import DAY, World  # noqa: E402
 
 from featurestore import FeatureStore  # noqa: E402
 from featurestore.errors import MaterializationError  # noqa: E402
@@ -47,7 +47,8 @@ def main() -> None:
     """Play the loop; the first step that fails ends it with its own message."""
     parser = argparse.ArgumentParser(description="Play the whole loop on flights of 2013.")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take every Nth plane only")
-    every = parser.parse_args().every
+    parser.add_argument("--days", type=int, default=7, metavar="N", help="length of each of the five windows")
+    options = parser.parse_args()
     started = time.monotonic()
     os.environ.clear()
     os.environ.update(ENVIRONMENT)
@@ -58,7 +59,12 @@ def main() -> None:
     model.MODELS = PLAYED / "data" / "models"
     train.REPO = PLAYED
     page = Page(PLAYED)
-    Loop(World(PLAYED / "data", every), page).play()
+    window = timedelta(days=options.days)
+    definitions = (PLAYED / "features.py").read_text(encoding="utf-8")
+    (PLAYED / "features.py").write_text(
+        definitions.replace("window=WEEK", f"window=timedelta(days={options.days})"), encoding="utf-8"
+    )
+    Loop(World(PLAYED / "data", options.every, window), page).play()
     page.write(PLAYED / "loop.html")
     console.print(f"\n[bold]Done in {time.monotonic() - started:.0f} seconds.[/bold]")
     console.print(f"Each step with its pictures: {shown(PLAYED / 'loop.html')}")
@@ -77,7 +83,7 @@ class Loop:
 
     def __init__(self, world: World, page: Page) -> None:
         self.world, self.page = world, page
-        self.night = world.at(SERVED_FROM)
+        self.night = world.served_from
         self.clock = Clock(self.night + RUN_AFTER)
         self.store = FeatureStore(PLAYED, clock=self.clock)
 
@@ -118,7 +124,7 @@ class Loop:
     def learn(self) -> None:
         """Train the first model."""
         self.page.step("Train", "Seven weeks of flights, each with what was known when its board was made up.")
-        start, end = self.world.at(LEARN_FROM), self.world.at(SERVED_FROM)
+        start, end = self.world.learn_from, self.world.served_from
         self.first = train.train(self.store, FIRST, start, end)
         self.first.model.save()
         self.page.show(self.first.training)
@@ -149,8 +155,8 @@ class Loop:
         )
         flights = 0
         with self._serving() as client:
-            for night in self._nights(CHANGED_FROM):
-                if night == self.world.at(BAD_NIGHT):
+            for night in self._nights(self.world.changed_from):
+                if night == self.world.bad_night:
                     self._blocked(night)
                 else:
                     self._run(night)
@@ -170,7 +176,7 @@ class Loop:
     def compare(self) -> None:
         """Compare what was served with what should have been."""
         self.page.step("Compare", "Was what the model got what it should have got? Every difference has a cause.")
-        found = self.store.parity(train.SERVICE, self.world.at(SERVED_FROM), self.world.at(CHANGED_FROM))
+        found = self.store.parity(train.SERVICE, self.world.served_from, self.world.changed_from)
         self.page.show(found)
         if found.unexplained:
             raise SystemExit("A difference is not explained.")
@@ -178,13 +184,13 @@ class Loop:
     def watch(self) -> None:
         """Run the monitor while all is well."""
         self.page.step("Watch", "Two windows of a week beside what the model was trained on.")
-        self.page.show(self.store.monitor("delays", self.world.at(CHANGED_FROM)))
+        self.page.show(self.store.monitor("delays", self.world.changed_from))
 
     def drift(self) -> None:
         """Play two more weeks, in which something changes."""
         self.page.step("Drift", "Two more weeks. Something has changed, and nobody has said so.")
         with self._serving() as client:
-            self._play(client, ALARM)
+            self._play(client, self.world.alarm_at)
         self.page.picture(
             self._drawn(), "What the model got as the plane's last delay: the middle, and the middle half."
         )
@@ -194,7 +200,7 @@ class Loop:
         self.page.step(
             "Find out, and train again", "The monitor says what changed and since when. Its alarm starts train.py."
         )
-        until = self.world.at(ALARM).isoformat()
+        until = self.world.alarm_at.isoformat()
         command = shlex.join([sys.executable, "train.py"])
         self.page.fs("monitor", "delays", "--until", until, "--html", "monitor.html", "--on-alarm", command, code=3)
         self.page.link("The page of the monitor", "monitor.html")
@@ -203,11 +209,11 @@ class Loop:
         """Let both models score a week that neither has seen."""
         self.page.step("Judge", "A week that neither has seen: both score it, and the answers of the old one count.")
         with self._serving() as client:
-            self._play(client, END)
-        for night in self._nights(LAST):
+            self._play(client, self.world.end)
+        for night in self._nights(self.world.last):
             self._run(night)
-        start, late = self.world.at(ALARM), train.LATE
-        self.page.show(self.store.performance(train.SERVICE, late, "late", start, self.world.at(END)))
+        start, late = self.world.alarm_at, train.LATE
+        self.page.show(self.store.performance(train.SERVICE, late, "late", start, self.world.end))
         self.page.picture(
             self._judged(), "Each day of the five weeks, by model: higher is better, then lower is better."
         )
@@ -223,7 +229,7 @@ class Loop:
         self.page.fs("consumer", "add", SECOND, "--service", train.SERVICE, "--owner", "flight-ops")
         self.page.fs("consumer", "remove", FIRST)
         self.page.fs("apply", "--yes")
-        self.page.show(self.store.monitor("delays", self.world.at(END)))
+        self.page.show(self.store.monitor("delays", self.world.end))
 
     @contextmanager
     def _serving(self) -> Iterator[httpx.Client]:
@@ -232,8 +238,8 @@ class Loop:
             yield client
 
     def _nights(self, until: datetime) -> Iterator[datetime]:
-        """Yield the nights from the first that is not played to an instant of 2013."""
-        while self.night < self.world.at(until):
+        """Yield the nights from the first that is not played to an instant."""
+        while self.night < until:
             yield self.night
             self.night += DAY
 
@@ -292,7 +298,7 @@ class Loop:
         return figure
 
     def _mark(self, axes: Axes) -> None:
-        axes.axvline(self.world.at(CHANGED_FROM), linestyle=":", color="#c0392b")
+        axes.axvline(self.world.changed_from, linestyle=":", color="#c0392b")
         axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -22,15 +22,7 @@ NIGHT = timedelta(hours=8)
 BEGIN = datetime(2013, 1, 1, tzinfo=UTC)
 LEARN_FROM = datetime(2013, 8, 22, tzinfo=UTC)
 SERVED_FROM = datetime(2013, 10, 10, tzinfo=UTC) + NIGHT
-BAD_NIGHT = SERVED_FROM + 10 * DAY
-"""No station tells how far one sees."""
-CHANGED_FROM = SERVED_FROM + 2 * WEEK
-"""From this night on the files of take-offs are in seconds, and nobody has said so."""
 SECONDS = 60
-ALARM = CHANGED_FROM + 2 * WEEK
-END = ALARM + WEEK
-LAST = END + 3 * DAY
-"""By this night it is known how the flights of the last boards went."""
 BOARD_HOURS = 3
 BOARDS = [timedelta(hours=hours) for hours in range(1, 22, BOARD_HOURS)]
 """From a night to the boards of its day: 9, 12, … 3 o'clock UTC."""
@@ -39,18 +31,27 @@ LINE = ["flight_id", "tailnum", "carrier", "origin", "dest", "sched_dep", "dista
 
 
 class World:
-    """Flights, weather, and files. With ``every`` each so many planes are there alone."""
+    """Flights, weather, and files. With ``every`` each so many planes are there alone. Five windows are played."""
 
-    def __init__(self, folder: Path, every: int = 1) -> None:
+    def __init__(self, folder: Path, every: int = 1, window: timedelta = WEEK) -> None:
         self._folder = folder
-        self._weeks = make_sources.weeks_until(datetime.now(UTC), LAST)
+        last = SERVED_FROM + 5 * window + 3 * DAY
+        self._weeks = make_sources.weeks_until(datetime.now(UTC), last)
+        self.learn_from, self.served_from = self.at(LEARN_FROM), self.at(SERVED_FROM)
+        self.changed_from = self.served_from + 2 * window
+        """From this night on the files of take-offs are in seconds, and nobody has said so."""
+        self.bad_night = self.changed_from - 4 * DAY
+        """No station tells how far one sees."""
+        self.alarm_at, self.end = self.changed_from + 2 * window, self.changed_from + 3 * window
+        self.last = self.at(last)
+        """By this night it is known how the flights of the last boards went."""
         tables = make_sources.build_tables()
-        flights = tables["flights"].query("@BEGIN <= sched_dep < @LAST")
+        flights = tables["flights"].query("@BEGIN <= sched_dep < @last")
         if every > 1:
             planes = sorted(flights["tailnum"].dropna().unique())[every // 3 :: every]
             flights = flights[flights["tailnum"].isin(planes)]
         flights = make_sources.shifted(flights, self._weeks)
-        weather = make_sources.shifted(tables["weather"].query("observed_at < @LAST"), self._weeks)
+        weather = make_sources.shifted(tables["weather"].query("observed_at < @last"), self._weeks)
         late = (flights["arr_delay"] > make_sources.LATE_MINUTES).astype("boolean").mask(flights["arr_delay"].isna())
         took_off = flights[["tailnum", "origin", "flight_id", "departed_at", "dep_delay"]]
         landed = flights[["carrier", "origin", "dest", "flight_id", "arrived_at", "arr_delay"]].assign(late=late)
@@ -71,7 +72,7 @@ class World:
         """Write what has arrived up to the first night that is served, a file a month, and all boards."""
         _write(self._board, self._folder / "board.parquet")
         for source, nights in self._nights.items():
-            known = pd.concat([rows for night, rows in nights.items() if night <= self.at(SERVED_FROM)])
+            known = pd.concat([rows for night, rows in nights.items() if night <= self.served_from])
             for month, rows in known.groupby(known["recorded_at"].dt.strftime("%Y-%m")):
                 _write(rows, self._folder / source / f"{month}.parquet")
 
@@ -81,7 +82,7 @@ class World:
             rows = nights[pd.Timestamp(night)]
             if source == "observations" and is_bad:
                 rows = rows.assign(visib=np.nan)
-            if source == "take_offs" and night >= self.at(CHANGED_FROM):
+            if source == "take_offs" and night >= self.changed_from:
                 rows = rows.assign(dep_delay=rows["dep_delay"] * SECONDS)
             _write(rows, self._folder / source / f"{night:%Y-%m-%d}.parquet")
 
