@@ -239,11 +239,11 @@ def test_a_receiver_that_hangs_is_given_up(
     store: FeatureStore, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("featurestore.quality.telling.ANSWER_SECONDS", 0.3)
-    receiver.pause_s = 1.0
+    receiver.pause_s = 4.0
     began = time.monotonic()
     with pytest.raises(MaterializationError, match="timed out"):
         send(store.workspace, alarmed(store, "a1"))
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 3.5
 
 
 @pytest.mark.parametrize("instead", [b"x", b"HTTP/1.1 100 Continue\r\n\r\n"])
