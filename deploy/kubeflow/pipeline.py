@@ -20,7 +20,7 @@ from kfp import compiler, dsl, kubernetes
 
 REPO = "/repo"
 NAME = "featurestore"
-"""Of the secret, and of the volume claim."""
+"""The name of the secret and of the volume claim."""
 OPERATOR = {"operator": "FS_REGISTRY_TOKEN"}
 """A key of the secret, and the variable in which a step finds it."""
 

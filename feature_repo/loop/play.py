@@ -25,19 +25,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import log_loss, roc_auc_score, roc_curve
 
+from featurestore import FeatureStore
+from featurestore.errors import MaterializationError
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "repo"))
+
+import model
+import train
+from page import ENVIRONMENT, Page, console
+from serving import Clock, application, ask, feature_server
+from world import DAY, World
+
 HERE = Path(__file__).resolve().parent
 PLAYED = HERE / "played"
-sys.path.insert(0, str(HERE / "repo"))
-
-import model  # noqa: E402
-import train  # noqa: E402
-from page import ENVIRONMENT, Page, console  # noqa: E402
-from serving import Clock, application, ask, feature_server  # noqa: E402
-from world import DAY, World  # noqa: E402
-
-from featurestore import FeatureStore  # noqa: E402
-from featurestore.errors import MaterializationError  # noqa: E402
-
 RUN_AFTER = timedelta(minutes=10)
 FIRST, SECOND = "delays_1", "delays_2"
 FEATURE = "dep_delay"

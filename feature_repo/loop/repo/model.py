@@ -25,7 +25,7 @@ class Model:
     """The name of the saved set: what the model was trained on can be built again."""
     features: list[str]
     means: list[float]
-    """Of each feature: what stands for a null."""
+    """The mean of each feature, which takes the place of a null."""
     scales: list[float]
     weights: list[float]
     intercept: float

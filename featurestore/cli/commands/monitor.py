@@ -112,7 +112,7 @@ class _Work:
             self.written.add(path)
 
     def tell(self, result: MonitorResult) -> None:
-        """Send alarms that nobody was told of."""
+        """Send the alarms that were not sent yet."""
         sent: tuple[str, ...] = ()
         with self._noting("Alarms are not sent"):
             sent = send(self._store.workspace, result)
