@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from featurestore_registry.auth import Role, Token, create_token
+from featurestore_registry.auth import Role, Token
 from featurestore_registry.catalog import frame, history
 from featurestore_registry.catalog.app import Catalog
 from featurestore_registry.catalog.pages import listing
@@ -22,7 +22,7 @@ from featurestore_registry.http.client import open_registry as open_http
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change
 from featurestore_registry.sql import open_registry
-from support.catalog_crawl import Parsed, Served, crawl
+from support.catalog_crawl import Parsed, Served, crawl, serving_all_roles
 from support.catalog_registry import (
     CHANGED_STATS,
     HOSTILE,
@@ -31,6 +31,7 @@ from support.catalog_registry import (
     PROJECT,
     driver_recent,
     fill,
+    filled,
     put,
     statistics,
 )
@@ -46,10 +47,7 @@ HTMX = "d6fdc75f204e6bdefa99b69bf1e6d4ac69b8a364f77929f45c13476b4000f717"
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    clock = ManualClock(0)
-    path = tmp_path_factory.mktemp("catalog") / "registry.db"
-    with open_registry(f"sqlite:///{path}", clock=clock) as registry:
-        fill(registry, clock)
+    with filled(tmp_path_factory.mktemp("catalog")) as registry:
         yield registry
 
 
@@ -61,13 +59,8 @@ def local(registry: Registry) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def served(registry: Registry) -> Iterator[Served]:
-    tokens = {
-        (role, project): create_token(registry.ledger, project, role, expires_at_us=None, now_us=0)[0]
-        for role in Role
-        for project in (None, PROJECT, OTHER)
-    }
-    with serving_registry(registry) as url:
-        yield Served(url, tokens)
+    with serving_all_roles(registry, (PROJECT, OTHER)) as served:
+        yield served
 
 
 def test_every_page_that_a_link_leads_to_is_there_and_holds_the_rules(local: httpx.Client) -> None:

@@ -12,12 +12,10 @@ from axe_playwright_python.sync_playwright import Axe
 from featurestore_registry.http.oidc import IdentityProvider, Issuer
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change
-from featurestore_registry.sql import open_registry
 from playwright.sync_api import Browser, BrowserContext, Page, expect
-from support.catalog_registry import HOSTILE, HTML, OTHER, PROJECT, fill
+from support.catalog_registry import HOSTILE, HTML, OTHER, PROJECT, filled
 from support.catalog_server import serving_catalog
 from support.chromium import chromium
-from support.clock import ManualClock
 from support.oidc_issuer import OidcIssuer, oidc_issuer
 from support.registry_server import serving_registry
 
@@ -35,10 +33,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    clock = ManualClock(0)
-    path = tmp_path_factory.mktemp("catalog") / "registry.db"
-    with open_registry(f"sqlite:///{path}", clock=clock) as registry:
-        fill(registry, clock)
+    with filled(tmp_path_factory.mktemp("catalog")) as registry:
         yield registry
 
 

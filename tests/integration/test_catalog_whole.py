@@ -15,26 +15,22 @@ from typing import Any
 
 import httpx
 import pytest
-from featurestore_registry.auth import Role, create_token
+from featurestore_registry.auth import Role
 from featurestore_registry.http.client import open_registry as open_http
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change
 from featurestore_registry.sql import open_registry
-from support.catalog_crawl import Served, crawl
-from support.catalog_registry import CHANGED_STATS, OTHER, PROJECT, driver, fill, put, rider_eta, trips
+from support.catalog_crawl import Served, crawl, serving_all_roles
+from support.catalog_registry import CHANGED_STATS, OTHER, PROJECT, driver, fill, filled, put, rider_eta, trips
 from support.catalog_server import serving_catalog
 from support.clock import ManualClock
-from support.registry_server import serving_registry
 
 pytestmark = pytest.mark.uncounted
 
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    clock = ManualClock(0)
-    path = tmp_path_factory.mktemp("catalog") / "registry.db"
-    with open_registry(f"sqlite:///{path}", clock=clock) as registry:
-        fill(registry, clock)
+    with filled(tmp_path_factory.mktemp("catalog")) as registry:
         yield registry
 
 
@@ -46,13 +42,8 @@ def local(registry: Registry) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def served(registry: Registry) -> Iterator[Served]:
-    tokens = {
-        (role, project): create_token(registry.ledger, project, role, expires_at_us=None, now_us=0)[0]
-        for role in Role
-        for project in (None, PROJECT, OTHER)
-    }
-    with serving_registry(registry) as url:
-        yield Served(url, tokens)
+    with serving_all_roles(registry, (PROJECT, OTHER)) as served:
+        yield served
 
 
 def crawled(served: Served, role: Role) -> dict[str, httpx.Response]:

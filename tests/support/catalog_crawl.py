@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from html.parser import HTMLParser
 
 import httpx
-from featurestore_registry.auth import Role
+from featurestore_registry.auth import Role, create_token
+from featurestore_registry.interface import Registry
+
+from support.registry_server import serving_registry
 
 
 class Parsed(HTMLParser):
@@ -60,3 +65,15 @@ def crawl(client: httpx.Client, start: str) -> dict[str, httpx.Response]:
             # A lineage of more steps, or with columns, is another page for each number of steps.
             waiting += [link for link in links if link.startswith("/p/") and not re.search(r"/lineage\?.*&", link)]
     return found
+
+
+@contextmanager
+def serving_all_roles(registry: Registry, projects: Sequence[str]) -> Iterator[Served]:
+    """Serve a registry to tokens of each role: of each project, and of all."""
+    tokens = {
+        (role, project): create_token(registry.ledger, project, role, expires_at_us=None, now_us=0)[0]
+        for role in Role
+        for project in (None, *projects)
+    }
+    with serving_registry(registry) as url:
+        yield Served(url, tokens)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from featurestore_registry.documents import (
@@ -35,6 +37,7 @@ from featurestore_registry.findings import (
 )
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change, Record, RecordField
+from featurestore_registry.sql import open_registry
 
 from featurestore import (
     Aggregation,
@@ -183,6 +186,14 @@ night_drift = Monitor("night_drift", view=nightly, baseline=timedelta(days=28), 
 def put(project: str, *definitions: Definition) -> list[Change]:
     records = [to_record(project, each) for each in definitions]
     return [Change("put", record.kind, record.name, record) for record in records]
+
+
+@contextmanager
+def filled(folder: Path) -> Iterator[Registry]:
+    clock = ManualClock(0)
+    with open_registry(f"sqlite:///{folder}/registry.db", clock=clock) as registry:
+        fill(registry, clock)
+        yield registry
 
 
 def fill(registry: Registry, clock: ManualClock) -> None:
